@@ -1,0 +1,1 @@
+"""Data generation: photos, positions and a map become addresses, captions and conversations."""

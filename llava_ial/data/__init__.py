@@ -1,0 +1,1 @@
+"""Reading data sets, photos and batches."""

@@ -1,0 +1,146 @@
+"""The identity of a finished folder: what made it, from what, and that it is complete.
+
+A folder under construction holds ``building.json`` (the hash of its configuration). ``manifest.json`` is written last,
+so that its presence means "complete"; readers refuse a folder without one. Clock, host and durations stand in
+``run.json`` alone: every other published file is a function of inputs, configuration and seed.
+"""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+from collections.abc import Mapping
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from llava_ial.errors import UserError
+
+SCHEMA_VERSION = 1
+MANIFEST = "manifest.json"
+BUILDING = "building.json"
+_VERSIONED = ("torch", "transformers", "peft", "accelerate", "deepspeed", "datasets", "numpy", "pyarrow", "pillow")
+
+
+class FolderState(Enum):
+    """What ``claim_folder`` found."""
+
+    NEW = "new"
+    PARTIAL = "partial"
+    COMPLETE = "complete"
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """Hash of a configuration, independent of the order of its keys."""
+    text = json.dumps(config, sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes to a temporary name in the same folder, then renames: a reader sees the old file or the new one whole."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Atomic JSON with sorted keys, so that equal content has equal bytes."""
+    write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def claim_folder(folder: Path, kind: str, config: Mapping[str, Any]) -> FolderState:
+    """Takes an output folder for one configuration.
+
+    A folder of the same configuration is resumed (PARTIAL) or already done (COMPLETE).
+
+    Raises:
+        UserError: The folder holds another run, or files that no command of this project wrote.
+    """
+    mine = {"kind": kind, "config_hash": config_hash(config), "schema_version": SCHEMA_VERSION}
+    for name, state in ((MANIFEST, FolderState.COMPLETE), (BUILDING, FolderState.PARTIAL)):
+        path = folder / name
+        if not path.exists():
+            continue
+        found = _load_json(path)
+        if {key: found.get(key) for key in mine} != mine:
+            raise UserError(
+                f"output folder {folder} holds another run ({found.get('kind')} {found.get('config_hash')}, "
+                f"this one is {kind} {mine['config_hash']}); choose another folder or delete it"
+            )
+        return state
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"output folder {folder} is not empty and was not made by this command; choose another one")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / BUILDING, {**mine, "config": config})
+    return FolderState.NEW
+
+
+def publish_manifest(
+    folder: Path, kind: str, config: Mapping[str, Any], *, parents: Mapping[str, str] | None = None, **facts: Any
+) -> dict[str, Any]:
+    """Writes ``manifest.json``, the last file of a folder, and removes the building mark.
+
+    Args:
+        folder: The finished folder.
+        kind: What the folder is, for example ``ial_dataset`` or ``address_clip``.
+        config: The configuration that ``claim_folder`` was given.
+        parents: Name of each input folder and the hash of its manifest.
+        facts: Further entries: counts, hashes, names.
+    """
+    manifest = {
+        "schema_version": SCHEMA_VERSION,
+        "kind": kind,
+        "config": dict(config),
+        "config_hash": config_hash(config),
+        "parents": dict(parents or {}),
+        "versions": library_versions(),
+        **facts,
+    }
+    write_json(folder / MANIFEST, manifest)
+    (folder / BUILDING).unlink(missing_ok=True)
+    return manifest
+
+
+def read_manifest(folder: Path, kind: str) -> dict[str, Any]:
+    """The manifest of a finished folder.
+
+    Raises:
+        UserError: No folder, unfinished, of another kind, or of an unknown schema version.
+    """
+    path = folder / MANIFEST
+    if not path.exists():
+        why = "is unfinished: run the command that makes it again" if (folder / BUILDING).exists() else "has none"
+        raise UserError(f"{folder}: no {MANIFEST}; the folder {why if folder.exists() else 'does not exist'}")
+    manifest = _load_json(path)
+    if manifest.get("kind") != kind:
+        raise UserError(f"{folder} is a folder of kind '{manifest.get('kind')}', expected '{kind}'")
+    if manifest.get("schema_version") != SCHEMA_VERSION:
+        raise UserError(f"{path}: schema_version {manifest.get('schema_version')}, this version reads {SCHEMA_VERSION}")
+    return manifest
+
+
+def library_versions() -> dict[str, str]:
+    """Versions of this project and of the libraries that decide results."""
+    versions = {}
+    for name in ("llava-ial", *_VERSIONED):
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
+
+
+def _load_json(path: Path) -> dict[str, Any]:
+    try:
+        loaded = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: unreadable: {error}") from error
+    if not isinstance(loaded, dict):
+        raise UserError(f"{path}: expected a JSON object")
+    return loaded

@@ -1,0 +1,1 @@
+"""Batch evaluation and the chat."""
