@@ -1,0 +1,58 @@
+# LLaVA-IAL. Two commands do everything on a fresh machine: `make demo` and `make test`.
+# Each makes .venv and installs what it needs; finished steps are reused.
+
+PYTHON ?= python3.11
+SERVE ?= 1
+RUN ?= runs/demo
+SHARED ?= ../shared/data
+
+BIN := .venv/bin
+READY := .venv/.ready
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-slow lint format bench clean
+
+# Tiny models on few cores: one thread a process is ten times faster than many. Read before torch is imported.
+export OMP_NUM_THREADS ?= 1
+export TOKENIZERS_PARALLELISM := false
+export HF_HUB_DISABLE_TELEMETRY := 1
+export GRADIO_ANALYTICS_ENABLED := False
+
+help:  ## what there is
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(READY)  ## make .venv and install the project into it
+
+$(READY): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "error: no $(PYTHON); install Python 3.11 or newer, or name one: make PYTHON=python3.12" >&2; exit 2; }
+	@command -v c++ >/dev/null || command -v g++ >/dev/null || { echo "error: no C++ compiler; DeepSpeed compiles at its first start: apt-get install g++ (Debian, Ubuntu) or dnf install gcc-c++ (Fedora)" >&2; exit 2; }
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: $(READY)  ## the whole chain on a few photos, then the chat (SERVE=0 stops before it)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" RUN=$(RUN) SHARED=$(SHARED) SERVE=$(SERVE) bash train/demo.sh
+
+test: $(READY)  ## the fast tests (offline, CPU)
+	$(BIN)/python -m pytest -q -n 2 -m 'not slow and not gpu and not network'
+
+test-slow: $(READY)  ## the slow tests: launchers, DeepSpeed, browser
+	$(BIN)/python -m pytest -q -m 'slow and not gpu and not network'
+
+lint: $(READY)  ## ruff, mypy, import-linter
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: $(READY)  ## ruff, changing files
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(READY)  ## measure speed; writes JSON into benchmarks/results
+	@for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python $$script; done
+
+clean:  ## remove what make made (the virtual environment and runs/)
+	rm -rf .venv runs
