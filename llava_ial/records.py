@@ -48,6 +48,15 @@ class PhotoRecord:
 
 
 @dataclass(frozen=True)
+class DroppedRecord:
+    """A row that did not make it: which one, at which step of the build, and why."""
+
+    image_id: str
+    step: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class AddressRecord:
     """The address of a photo.
 
@@ -86,7 +95,7 @@ class GalleryRecord:
 
     Attributes:
         lines: The piece's geometry, parts of ``[lon, lat]`` points in degrees.
-        num_positions: Photos of the data set on it.
+        num_positions: Distinct positions (panoramas) of the data set on it.
         adjacent_ids: Pieces that touch it.
     """
 

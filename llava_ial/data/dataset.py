@@ -1,6 +1,6 @@
 """An IAL data set on disk: the folder that ``python -m data_gen.build`` writes.
 
-    photos/  addresses/  captions/  gallery/  conversations/{train,val,test}/     tables of llava_ial.records
+    photos/  addresses/  captions/  gallery/  dropped/  conversations/{train,val,test}/    tables of llava_ial.records
     llava/{train,val,test}.json                                                   the same dialogues as LLaVA JSON
     manifest.json  run.json
 
@@ -22,9 +22,9 @@ from llava_ial.records import (
     PhotoRecord,
     read_records,
 )
+from llava_ial.splits import SPLIT_NAMES as SPLITS
 
 KIND = "ial_dataset"
-SPLITS = ("train", "val", "test")
 
 
 @dataclass(frozen=True)

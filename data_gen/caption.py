@@ -1,0 +1,122 @@
+"""Scene descriptions of photos, and the filter that keeps addresses out of them.
+
+The captions train the encoder beside the addresses; a caption that names the street would give the label away.
+"""
+
+import re
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from data_gen.tables import read_csv_rows
+from llava_ial.errors import UserError
+from llava_ial.records import CaptionRecord
+
+STREET_MASK, AREA_MASK = "the street", "the area"
+# Names that are ordinary words too: a lower-case "market" in a caption is a market.
+_ORDINARY_WORDS = frozenset(
+    re.findall(
+        r"\w+",
+        """
+        alley avenue bank beach bluff boulevard bridge broadway canal castle center central centre church city college
+        court cross downtown east field forest garden gardens gate green hall harbor harbour heights hill hills island
+        lake lane library main mall market mill museum north oak old park plaza point port promenade quay railway river
+        road school shore side south spring square station street summit terrace tower town uptown valley view village
+        wall walk water way west wharf wood woods
+        """,
+    )
+)
+_WORD = re.compile(r"\w+(?:['’-]\w+)*")
+_ARTICLE = re.compile(r"(?:\b[Tt]he )?$")
+
+
+@dataclass(frozen=True)
+class _Name:
+    words: tuple[str, ...]
+    mask: str
+
+
+class LeakMask:
+    """Replaces names of the map in captions.
+
+    A name is found as whole words, in any case. A name of one ordinary word ("Market", "Downtown") is found only where
+    it is capitalised within a sentence, a name of one very short word never.
+    """
+
+    def __init__(self, streets: Iterable[str], areas: Iterable[str]) -> None:
+        self._by_first: dict[str, list[_Name]] = {}
+        masks = dict.fromkeys(streets, STREET_MASK) | dict.fromkeys(areas, AREA_MASK)
+        for name, mask in masks.items():
+            words = tuple(word.lower() for word in _WORD.findall(name))
+            if words and (len(words) > 1 or len(words[0]) > 2):
+                self._by_first.setdefault(words[0], []).append(_Name(words, mask))
+        for names in self._by_first.values():
+            names.sort(key=lambda name: (-len(name.words), name.words))
+
+    def apply(self, caption: str) -> tuple[str, int]:
+        """The caption with names masked, and how many there were."""
+        found = list(_WORD.finditer(caption))
+        parts: list[str] = []
+        done, position, count = 0, 0, 0
+        while position < len(found):
+            name = self._match(caption, found, position)
+            if name is None:
+                position += 1
+                continue
+            before = caption[done : found[position].start()]
+            # "on the Market Street" must not become "on the the street".
+            parts += [_ARTICLE.sub("", before), name.mask]
+            position += len(name.words)
+            done = found[position - 1].end()
+            count += 1
+        return "".join([*parts, caption[done:]]), count
+
+    def _match(self, caption: str, found: Sequence[re.Match[str]], position: int) -> _Name | None:
+        for name in self._by_first.get(found[position].group().lower(), ()):
+            words = tuple(match.group().lower() for match in found[position : position + len(name.words)])
+            if words != name.words:
+                continue
+            if len(words) > 1 or words[0] not in _ORDINARY_WORDS:
+                return name
+            starts_sentence = not caption[: found[position].start()].rstrip() or caption[
+                : found[position].start()
+            ].rstrip().endswith((".", "!", "?"))
+            if found[position].group()[0].isupper() and not starts_sentence:
+                return name
+        return None
+
+
+def read_captions(path: Path, image_ids: Collection[str], id_column: str, caption_column: str) -> dict[str, str]:
+    """Captions of photos from a CSV table, joined by image id; rows of other photos are passed over.
+
+    Raises:
+        UserError: A column is missing, or the table holds none of these photos.
+    """
+    wanted = set(image_ids)
+    captions = {
+        row[id_column]: row[caption_column]
+        for row in read_csv_rows(path, (id_column, caption_column))
+        if row[id_column] in wanted and row[caption_column]
+    }
+    if wanted and not captions:
+        raise UserError(f"captions_csv: {path} has no caption for any photo; is '{id_column}' its image id column?")
+    return captions
+
+
+def caption_photos(
+    image_ids: Sequence[str], captions: dict[str, str] | None, constant: str, mask: LeakMask
+) -> list[CaptionRecord]:
+    """A caption for every photo: its own, else the constant one; never empty.
+
+    Args:
+        image_ids: Photos, in table order.
+        captions: By image id; None for the constant captioner.
+        constant: Sentence for photos without a caption of their own.
+        mask: What to take out.
+    """
+    records = []
+    for image_id in image_ids:
+        own = (captions or {}).get(image_id)
+        text, num_masked = mask.apply(own or constant)
+        records.append(CaptionRecord(image_id, text, "csv" if own else "constant", num_masked))
+    return records

@@ -1,0 +1,135 @@
+"""Multi-turn dialogues about each photo.
+
+A photo's first dialogue opens with the open question of the paper. The other kinds are shared out over all dialogues in
+an order that changes from photo to photo, so that every kind opens a dialogue somewhere. A question whose answer an
+earlier turn of its dialogue already holds is marked: an evaluation may leave it out.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from llava_ial.address import Address
+from llava_ial.conversation import Message, user_question, validate_messages
+from llava_ial.prompts import (
+    BETWEEN,
+    CITY,
+    NEIGHBOURHOOD,
+    STREET,
+    WHERE,
+    YES_NO,
+    choose,
+    format_answer,
+    question_wordings,
+    stable_number,
+)
+from llava_ial.records import ConversationRecord
+
+# What an answer tells, and what a question asks for.
+_TELLS = {
+    WHERE: {STREET, BETWEEN, NEIGHBOURHOOD, CITY},
+    STREET: {STREET},
+    BETWEEN: {BETWEEN},
+    NEIGHBOURHOOD: {NEIGHBOURHOOD},
+    CITY: {CITY},
+    YES_NO: {STREET},
+}
+
+
+@dataclass(frozen=True)
+class DialogueSettings:
+    """How many dialogues a photo gets, and the seed of every choice."""
+
+    num_dialogues: int = 2
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class _Question:
+    """A kind of question; ``asked`` is the street that a yes/no question names."""
+
+    task: str
+    asked: str = ""
+
+
+def converse(
+    image_id: str,
+    image_path: str,
+    sub_street_id: str,
+    split: str,
+    address: Address,
+    streets: Sequence[str],
+    settings: DialogueSettings,
+) -> Iterator[ConversationRecord]:
+    """The dialogues about one photo.
+
+    Args:
+        image_id, image_path, sub_street_id, split: The photo.
+        address: Its address.
+        streets: Sorted distinct streets of the gallery: the wrong streets of yes/no questions are among them.
+        settings: How many dialogues, and the seed.
+    """
+    known = _known_facts(address)
+    count: Counter[str] = Counter()
+    for number, questions in enumerate(_dialogues(image_id, address, streets, known, settings)):
+        messages: list[Message] = []
+        ids: list[str] = []
+        given: list[bool] = []
+        told: set[str] = set()
+        for question in questions:
+            text = _word(question, image_id, split, count[question.task], settings.seed)
+            answer = format_answer(question.task, address, asked=question.asked)
+            messages += [user_question(text) if not messages else Message("user", text), Message("assistant", answer)]
+            ids.append(f"{image_id}/{question.task}/{count[question.task]}")
+            count[question.task] += 1
+            given.append(_TELLS[question.task] & known <= told)
+            if question.task != YES_NO or question.asked == address.street:
+                told |= _TELLS[question.task]
+        name = f"{image_id}/{number}"
+        validate_messages(messages, name)
+        yield ConversationRecord(
+            conversation_id=name,
+            image_id=image_id,
+            image_path=image_path,
+            sub_street_id=sub_street_id,
+            split=split,
+            messages=messages,
+            question_ids=ids,
+            tasks=[question.task for question in questions],
+            is_given_away=given,
+        )
+
+
+def _known_facts(address: Address) -> set[str]:
+    """What the address says, by the task that asks for it."""
+    facts = {STREET}
+    if address.cross_streets:
+        facts.add(BETWEEN)
+    if address.neighbourhood:
+        facts.add(NEIGHBOURHOOD)
+    if address.city:
+        facts.add(CITY)
+    return facts
+
+
+def _dialogues(
+    image_id: str, address: Address, streets: Sequence[str], known: set[str], settings: DialogueSettings
+) -> list[list[_Question]]:
+    """Every question once, shared out over the dialogues.
+
+    Each photo is asked one yes and one no, so that the two are balanced in every data set.
+    """
+    seed = settings.seed
+    kinds = [_Question(task) for task in (STREET, BETWEEN, NEIGHBOURHOOD, CITY) if task in known]
+    wrong = [street for street in streets if street != address.street]
+    if wrong:
+        kinds += [_Question(YES_NO, address.street), _Question(YES_NO, choose(wrong, seed, image_id, "wrong street"))]
+    mixed = sorted(kinds, key=lambda q: stable_number(seed, image_id, q.task, q.asked))
+    shares = [mixed[number :: settings.num_dialogues] for number in range(settings.num_dialogues)]
+    # The shortest share follows the open question, which already makes its dialogue one longer.
+    return [[_Question(WHERE), *shares[-1]], *(share for share in shares[:-1] if share)]
+
+
+def _word(question: _Question, image_id: str, split: str, repetition: int, seed: int) -> str:
+    wordings = question_wordings(question.task, split)
+    return choose(wordings, seed, image_id, question.task, "wording", offset=repetition).format(asked=question.asked)

@@ -1,0 +1,174 @@
+"""The options of ``python -m data_gen.build``, their checks, and the identity of a build."""
+
+import dataclasses
+import hashlib
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from data_gen.photos import PhotoColumns, list_photo_files
+from data_gen.streets import DEFAULT_HIGHWAYS, MARGIN_M
+from llava_ial.errors import UserError
+from llava_ial.manifest import file_hash
+
+CAPTIONERS = ("constant", "csv")
+SPLITTERS = ("fractions", "given")
+
+
+def _help(text: str) -> dict[str, str]:
+    return {"help": text}
+
+
+@dataclass
+class RunOptions:
+    """Where a build goes and how fast: nothing here changes what is written."""
+
+    output: Path = field(metadata=_help("folder of the new data set; an interrupted build of it is continued"))
+    workers: int = field(default=2, metadata=_help("processes that check photos"))
+
+    def __post_init__(self) -> None:
+        self.output = self.output.expanduser()
+        if self.workers < 1:
+            raise UserError(f"workers: {self.workers}; at least 1")
+
+
+@dataclass
+class BuildSettings:
+    """What a data set is made of. Paths are relative to the current folder; ~ is the home folder."""
+
+    image_root: Path = field(metadata=_help("folder of the photos"))
+    streets: Path = field(metadata=_help("map: an .osm.pbf extract, or GeoJSON lines with 'name' and 'highway'"))
+    photos_csv: Path | None = field(
+        default=None, metadata=_help("table of photos with positions; without it their EXIF positions are read")
+    )
+    require_images: bool = field(
+        default=True, metadata=_help("false accepts rows whose photos are not here; true checks that each decodes")
+    )
+    image_path_column: str = field(default="image_path", metadata=_help("column of photos_csv: file below image_root"))
+    image_id_column: str = field(
+        default="image_id", metadata=_help("column of photos_csv: unique name; absent: the file's path")
+    )
+    lat_column: str = field(default="lat", metadata=_help("column of photos_csv: latitude in degrees"))
+    lon_column: str = field(default="lon", metadata=_help("column of photos_csv: longitude in degrees"))
+    heading_column: str = field(
+        default="heading_deg", metadata=_help("column of photos_csv: viewing direction, degrees clockwise from north")
+    )
+    panorama_column: str = field(
+        default="panorama_id", metadata=_help("column of photos_csv: photos of one panorama share a split")
+    )
+    captured_at_column: str = field(default="captured_at", metadata=_help("column of photos_csv: ISO 8601 time"))
+    split_column: str = field(
+        default="split", metadata=_help("column of photos_csv: train, val or test, used by 'split: given'")
+    )
+    panorama_radius_m: float = field(
+        default=15.0, metadata=_help("photos without a panorama id this near each other share a split")
+    )
+    highways: list[str] = field(
+        default_factory=lambda: list(DEFAULT_HIGHWAYS),
+        metadata=_help("kinds of street, values of OpenStreetMap's highway tag"),
+    )
+    neighbourhoods: Path | None = field(default=None, metadata=_help("GeoJSON polygons with 'name'"))
+    city: str = field(default="", metadata=_help("city, as it ends an answer"))
+    region: str = field(default="", metadata=_help("state or region, as it ends an answer"))
+    country: str = field(default="", metadata=_help("country, as it ends an answer"))
+    max_distance_m: float = field(default=50.0, metadata=_help("a photo farther from every named street is dropped"))
+    ambiguous_margin_m: float = field(
+        default=5.0, metadata=_help("second street less than this much farther: never a test photo; 0: off")
+    )
+    min_piece_m: float = field(
+        default=60.0, metadata=_help("crossings closer than this to a more important one do not cut a street")
+    )
+    min_positions: int = field(
+        default=5, metadata=_help("sub-streets with fewer photo positions join a neighbour (5 in the paper)")
+    )
+    snap_m: float = field(default=0.5, metadata=_help("lines whose points are this near each other meet"))
+    captioner: str = field(default="constant", metadata=_help("constant (one sentence for all) or csv (a column)"))
+    caption: str = field(
+        default="a street view", metadata=_help("the sentence of the constant captioner, and where a CSV has none")
+    )
+    captions_csv: Path | None = field(
+        default=None, metadata=_help("table of captions, joined by image_id_column; default: photos_csv")
+    )
+    caption_column: str = field(default="caption", metadata=_help("column of the captions"))
+    split: str = field(default="fractions", metadata=_help("fractions (drawn by panorama) or given (split_column)"))
+    val_fraction: float = field(default=0.1, metadata=_help("share of the panoramas"))
+    test_fraction: float = field(default=0.1, metadata=_help("share of the panoramas"))
+    num_dialogues: int = field(default=2, metadata=_help("dialogues for each photo"))
+    seed: int = field(default=0, metadata=_help("another number, another draw of splits, wordings and wrong streets"))
+
+    def __post_init__(self) -> None:
+        for name in _PATHS:
+            path = getattr(self, name)
+            setattr(self, name, path.expanduser() if path is not None else None)
+
+    def check(self) -> None:
+        """Refuses what cannot work before anything is read or written.
+
+        Raises:
+            UserError: Names the field, the value and the mend.
+        """
+        for name in _PATHS:
+            path = getattr(self, name)
+            is_there = path is None or (path.is_dir() if name == "image_root" else path.is_file())
+            if not is_there:
+                kind = "folder" if name == "image_root" else "file"
+                raise UserError(f"{name}: there is no {kind} {path}; mend the path (it starts at {Path.cwd()})")
+        _check_choice("captioner", self.captioner, CAPTIONERS)
+        _check_choice("split", self.split, SPLITTERS)
+        for name in ("panorama_radius_m", "ambiguous_margin_m", "min_piece_m", "snap_m"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"{name}: {getattr(self, name)}; at least 0")
+        if not 0 < self.max_distance_m <= MARGIN_M:
+            raise UserError(f"max_distance_m: {self.max_distance_m}; above 0, at most {MARGIN_M:g}")
+        for name in ("min_positions", "num_dialogues"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}: {getattr(self, name)}; at least 1")
+        for name in ("city", "region", "country"):
+            if "," in getattr(self, name):
+                raise UserError(
+                    f"{name}: '{getattr(self, name)}' holds a comma, which separates the parts of an address"
+                )
+        if self.captioner == "csv" and self.captions_file is None:
+            raise UserError("captioner: csv needs captions_csv (or photos_csv with the column caption_column)")
+        if self.split == "given" and self.photos_csv is None:
+            raise UserError("split: given needs photos_csv with the column split_column")
+        if not self.caption.strip():
+            raise UserError("caption: empty; give a sentence")
+
+    @property
+    def captions_file(self) -> Path | None:
+        """Where captions are read from."""
+        return self.captions_csv or self.photos_csv
+
+    @property
+    def columns(self) -> PhotoColumns:
+        """Column names of the photo table."""
+        return PhotoColumns(
+            image_path=self.image_path_column,
+            lat=self.lat_column,
+            lon=self.lon_column,
+            image_id=self.image_id_column,
+            heading=self.heading_column,
+            panorama=self.panorama_column,
+            captured_at=self.captured_at_column,
+            split=self.split_column,
+        )
+
+    def identity(self) -> dict[str, Any]:
+        """The settings and the content of the inputs, as JSON values: equal for two builds of equal files."""
+        settings = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(self).items()}
+        files = {name: getattr(self, name) for name in _PATHS if name != "image_root"}
+        inputs = {name: file_hash(path) for name, path in files.items() if path is not None}
+        if self.photos_csv is None:
+            photos = list_photo_files(self.image_root)
+            listing = "\n".join(f"{p.relative_to(self.image_root).as_posix()} {p.stat().st_size}" for p in photos)
+            inputs["image_root"] = hashlib.sha256(listing.encode()).hexdigest()
+        return {**settings, "inputs": inputs}
+
+
+_PATHS = ("image_root", "streets", "photos_csv", "neighbourhoods", "captions_csv")
+
+
+def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise UserError(f"{name}: '{value}'; allowed: {', '.join(allowed)}")
