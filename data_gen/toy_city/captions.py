@@ -73,39 +73,50 @@ class _Sight:
     is_whole: bool
 
 
-def _find_buildings(views: Views, view: int, looks: tuple[Look, ...]) -> list[_Sight]:
-    """List the buildings that fill at least 3 % of a view, biggest first."""
-    shown: npt.NDArray[np.int32] = views.face_ids[view]
-    side = shown.shape[0]
-    faces, counts = np.unique(shown[shown >= 0], return_counts=True)
-    owners: dict[int, list[int]] = {}
-    for place, face in enumerate(faces):
-        if views.faces.kind[face] == BUILDING:
-            owners.setdefault(int(views.faces.owner[face]), []).append(place)
+class _Tally:
+    """Counts, per face, the pixels of one view."""
+
+    def __init__(self, views: Views, view: int) -> None:
+        self.shown: npt.NDArray[np.int32] = views.face_ids[view]
+        self.faces = views.faces
+        counts = np.bincount(self.shown.reshape(-1) + 3, minlength=3 + len(views.faces))
+        self.water, self.sky = float(counts[0] / self.shown.size), float(counts[1] / self.shown.size)
+        self.counts = counts[3:]
+        self.seen = np.flatnonzero(self.counts)
+
+    def shares(self, kind: int) -> dict[int, float]:
+        """Return the share of the view of every owner of a kind that shows."""
+        totals: dict[int, float] = {}
+        for face in self.seen[self.faces.kind[self.seen] == kind].tolist():
+            owner = int(self.faces.owner[face])
+            totals[owner] = totals.get(owner, 0.0) + float(self.counts[face]) / self.shown.size
+        return totals
+
+    def count(self, kind: int, least: float) -> list[int]:
+        """Return the owners of a kind that fill at least a share of the view."""
+        return [owner for owner, share in self.shares(kind).items() if share >= least]
+
+
+def _find_buildings(tally: _Tally, looks: tuple[Look, ...]) -> list[_Sight]:
+    """List the three biggest buildings that fill at least 3 % of a view."""
+    shares = tally.shares(BUILDING)
+    biggest = sorted(shares, key=lambda owner: -shares[owner])[:3]
+    is_building = tally.faces.kind == BUILDING
+    side = tally.shown.shape[0]
     sights = []
-    for owner, places in owners.items():
-        total = int(counts[places].sum())
-        if total < 0.03 * side * side:
+    for owner in biggest:
+        if shares[owner] < 0.03:
             continue
-        rows, columns = np.nonzero(np.isin(shown, faces[places]))
-        front = max(places, key=lambda place: int(counts[place]))
-        is_front = bool(views.faces.is_front[faces[front]])
-        is_whole = bool(columns.min() > 1 and columns.max() < side - 2)
-        middle = float(columns.mean() / side)
-        sights.append(_Sight(looks[owner], total / side**2, middle, bool(rows.min() > 1), is_front, is_whole))
-    return sorted(sights, key=lambda sight: -sight.share)
-
-
-def _count(views: Views, view: int, kind: int, least: float) -> list[int]:
-    """Return the owners of the things of a kind that fill at least a share of the view."""
-    shown = views.face_ids[view]
-    faces, counts = np.unique(shown[shown >= 0], return_counts=True)
-    totals: dict[int, int] = {}
-    for face, count in zip(faces, counts, strict=True):
-        if views.faces.kind[face] == kind:
-            owner = int(views.faces.owner[face])
-            totals[owner] = totals.get(owner, 0) + int(count)
-    return [owner for owner, total in totals.items() if total >= least * shown.size]
+        own = np.flatnonzero(is_building & (tally.faces.owner == owner))
+        marks = np.zeros(3 + len(tally.faces), dtype=bool)
+        marks[own + 3] = True
+        mask = np.take(marks, tally.shown + 3)
+        columns, rows = np.flatnonzero(mask.any(axis=0)), np.flatnonzero(mask.any(axis=1))
+        is_front = bool(tally.faces.is_front[own[tally.counts[own].argmax()]])
+        is_whole = bool(columns[0] > 1 and columns[-1] < side - 2)
+        middle = float((mask.sum(axis=0) * np.arange(side)).sum() / (mask.sum() * side))
+        sights.append(_Sight(looks[owner], shares[owner], middle, bool(rows[0] > 1), is_front, is_whole))
+    return sights
 
 
 def _with_article(phrase: str) -> str:
@@ -160,25 +171,24 @@ def has_crossing_ahead(plan: Plan, position: FloatArray, heading_deg: float) -> 
     return bool(((distance > 12.0) & (distance < 48.0) & (np.abs(turn) < 18.0)).any())
 
 
-def _describe_things(views: Views, view: int, light: Light, crossing: bool, pick: Callable[..., str]) -> list[str]:
+def _describe_things(tally: _Tally, light: Light, crossing: bool, pick: Callable[..., str]) -> list[str]:
     """Return phrases for water, trees, cars, people, crossing and sky, those that are there."""
-    shown = views.face_ids[view]
     things: list[str] = []
-    if float((shown == -3).mean()) > 0.012:
+    if tally.water > 0.012:
         things.append(pick("the river", "water beside the street", "a river"))
     if crossing:
         things.append(pick("a crossing ahead", "an intersection ahead", "a street corner ahead"))
-    trees = len(_count(views, view, TREE, 0.006))
+    trees = len(tally.count(TREE, 0.006))
     if trees:
         things.append("a tree" if trees == 1 else f"{_NUMBERS[trees]} trees" if trees < 5 else "many trees")
-    cars = _count(views, view, CAR, 0.0025)
+    cars = tally.count(CAR, 0.0025)
     if cars:
         colour = list(CAR_COLOURS)[cars[0] % len(CAR_COLOURS)]
         things.append(_with_article(f"{colour} car") if len(cars) == 1 else f"{_NUMBERS[min(len(cars), 12)]} cars")
-    people = len(_count(views, view, PERSON, 0.001))
+    people = len(tally.count(PERSON, 0.001))
     if people:
         things.append(pick("a person", "a pedestrian") if people == 1 else f"{_NUMBERS[min(people, 12)]} people")
-    if float((shown == -2).mean()) > 0.04:
+    if tally.sky > 0.04:
         things.append(pick(*_sky_words(light)))
     return things
 
@@ -212,9 +222,10 @@ def describe_view(
     def pick(*words: str) -> str:
         return words[int(rng.integers(len(words)))]
 
-    sights = _find_buildings(views, view, looks)[:3]
+    tally = _Tally(views, view)
+    sights = _find_buildings(tally, looks)
     phrases = [f"{_describe_building(sight, pick)} {_place_words(sight.middle, pick)}" for sight in sights]
-    things = _describe_things(views, view, light, crossing, pick)
+    things = _describe_things(tally, light, crossing, pick)
     things = [things[i] for i in rng.permutation(len(things))]
     opening = pick("a street view with", "a photo of", "a street scene with", "this view shows", "there is")
     opening = opening if phrases else pick("a street view with", "a photo of an open street with", "a view of")

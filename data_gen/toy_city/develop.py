@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from data_gen.toy_city.render import Camera
     from data_gen.toy_city.scene import Scene
 
-_TILE = 256
+_TILE, _SHADES = 256, 512
+_TONES, _BRIGHTEST = 4096, 1.6
 _ALBEDO = {
     GRASS: (0.36, 0.50, 0.25),
     WATER: (0.24, 0.36, 0.42),
@@ -47,6 +48,7 @@ def _smooth_tile(seed: int, cells: tuple[int, ...]) -> Float32Array:
 
 _CLOUDS = _smooth_tile(1, (5, 11, 23, 47))
 _GRAIN = _smooth_tile(2, (9, 40, 128))
+_NOISE = random_stream(0, "sensor").standard_normal(1 << 20, dtype=np.float32)
 
 
 def paint_ground(
@@ -124,22 +126,24 @@ def paint_sky(
     """Colour the pixels that show the sky, in place: a gradient, clouds, and a glow around the sun."""
     rays = _ray_directions(camera, side)
     rays = rays / np.linalg.norm(rays, axis=1)[:, None]
-    bearing = (np.arctan2(rays[:, 0], rays[:, 1]) * (190.0 / np.pi)).astype(np.int64)
-    glow = np.exp(4.0 * (rays @ light.to_sun - 1.0)) * float(light.sun.mean())
+    bearing = (np.arctan2(rays[:, 0], rays[:, 1]) * (190.0 / np.pi)).astype(np.int32) + light.cloud_seed
+    glow = (0.22 * np.exp(4.0 * (rays @ light.to_sun - 1.0)) * float(light.sun.mean())).astype(np.float32)
     column = places // side
-    high = np.clip(slope * 1.25, 0.0, 1.0).astype(np.float32)[:, None]
-    sky = light.horizon.astype(np.float32) * (1 - high) + light.zenith.astype(np.float32) * high
-    row = (160.0 / (0.35 + slope)).astype(np.int64) + light.cloud_seed // _TILE
-    density = np.take(_CLOUDS.reshape(-1), (row & 255) * _TILE + ((np.take(bearing, column) + light.cloud_seed) & 255))
-    cover = np.clip((density - 1.0 + light.clouds) * 3.5, 0.0, 0.9).astype(np.float32)[:, None]
+    high = np.clip(slope * np.float32(1.25), 0.0, 1.0)
+    row = (np.float32(160.0) / (np.float32(0.35) + slope)).astype(np.int32) + light.cloud_seed // _TILE
+    density = np.take(_CLOUDS.reshape(-1), (row & 255) * _TILE + (np.take(bearing, column) & 255))
+    cover = np.clip((density + np.float32(light.clouds - 1.0)) * np.float32(3.5), 0.0, 0.9)
+    sky = np.take(_sky_colours(light), (high * (_SHADES - 1)).astype(np.int32), axis=0)
     white = (0.88 * light.ambient / light.ambient.max() + 0.12 * light.sun).astype(np.float32)
-    sky = sky * (1 - cover) + white * cover
-    sky += (
-        np.take(0.22 * glow, column)[:, None].astype(np.float32)
-        * (1 - high)
-        * np.array([1.0, 0.9, 0.7], dtype=np.float32)
-    )
+    sky += cover[:, None] * (white - sky)
+    sky += (np.take(glow, column) * (1 - high))[:, None] * np.array([1.0, 0.9, 0.7], dtype=np.float32)
     colour[places] = sky
+
+
+def _sky_colours(light: Light) -> Float32Array:
+    """Return (_SHADES, 3) colours from the horizon to the zenith."""
+    high = np.linspace(0.0, 1.0, _SHADES)[:, None]
+    return (light.horizon * (1 - high) + light.zenith * high).astype(np.float32)
 
 
 def develop(colour: Float32Array, light: Light, oversampling: int, rng: np.random.Generator) -> ByteArray:
@@ -157,19 +161,33 @@ def develop(colour: Float32Array, light: Light, oversampling: int, rng: np.rando
     views, side = colour.shape[:2]
     pixels = side // oversampling
     wide = colour.reshape(views, side, pixels, oversampling, 3)
-    narrow = sum(wide[:, :, :, j] for j in range(oversampling))
-    blocks = np.asarray(narrow, dtype=np.float32).reshape(views, pixels, oversampling, pixels, 3)
-    small = sum(blocks[:, :, i] for i in range(oversampling))
-    picture = np.ascontiguousarray(np.asarray(small, dtype=np.float32).transpose(0, 2, 1, 3))
+    narrow = wide[:, :, :, 0].copy()
+    for j in range(1, oversampling):
+        narrow += wide[:, :, :, j]
+    blocks = narrow.reshape(views, pixels, oversampling, pixels, 3)
+    small = blocks[:, :, 0].copy()
+    for i in range(1, oversampling):
+        small += blocks[:, :, i]
+    picture = np.ascontiguousarray(small.transpose(0, 2, 1, 3))
     picture *= np.float32(1.0 / oversampling**2)
-    grey = picture.mean(axis=-1, keepdims=True)
-    picture = grey + (picture - grey) * np.float32(light.saturation)
+    grey = (picture[..., :1] + picture[..., 1:2] + picture[..., 2:]) * np.float32((1.0 - light.saturation) / 3.0)
+    picture *= np.float32(light.saturation)
+    picture += grey
     off = np.linspace(-1.0, 1.0, pixels, dtype=np.float32) ** 2
     vignette = 1.0 - 0.09 * (off[:, None] + off[None, :])
     picture *= (vignette[..., None] * light.gain.astype(np.float32))[None]
-    np.clip(picture, 0.0, 1.6, out=picture)
-    picture = picture ** np.float32(light.gamma)
-    picture = 255.0 * picture / (1.0 + np.maximum(picture - 0.7, 0.0) * 0.55)
-    picture += rng.standard_normal(picture.shape, dtype=np.float32) * np.float32(light.noise)
+    shades = np.clip(picture * np.float32(_TONES / _BRIGHTEST), 0, _TONES - 1).astype(np.int32)
+    picture = np.take(_tone_curve(light), shades)
+    for view in range(views):
+        start = int(rng.integers(len(_NOISE) - picture[view].size))
+        noise = _NOISE[start : start + picture[view].size].reshape(picture[view].shape)
+        picture[view] += noise * np.float32(light.noise)
     result: ByteArray = np.clip(np.rint(picture), 0, 255).astype(np.uint8)
     return result
+
+
+def _tone_curve(light: Light) -> Float32Array:
+    """Return (_TONES,) 8-bit values of linear light from 0 to _BRIGHTEST: gamma, then a soft shoulder."""
+    tone = np.linspace(0.0, _BRIGHTEST, _TONES) ** light.gamma
+    curve: Float32Array = (255.0 * tone / (1.0 + np.maximum(tone - 0.7, 0.0) * 0.55)).astype(np.float32)
+    return curve

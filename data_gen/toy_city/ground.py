@@ -50,7 +50,8 @@ class Ground:
         rows, columns = self.classes.shape
         row = np.clip((north * np.float32(1.0 / RESOLUTION_M)).astype(np.int32), 0, rows - 1)
         column = np.clip((east * np.float32(1.0 / RESOLUTION_M)).astype(np.int32), 0, columns - 1)
-        return np.take(self.classes.reshape(-1), row.astype(np.int64) * columns + column)
+        found: ByteArray = np.take(self.classes.reshape(-1), row.astype(np.int64) * columns + column)
+        return found
 
 
 def build_ground(plan: Plan) -> Ground:

@@ -6,7 +6,7 @@ where no nearer solid wall hides it. Rays meet planes, never pixels of other vie
 panoramas is the same building in perspective.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ from data_gen.toy_city.shadows import Shadows, cast_shadows
 REACH_M, POST_REACH_M, NEAR_M = 170.0, 95.0, 0.4
 OVERSAMPLING = 2
 _MAX_LAYERS = 14
+_GROUP = 4
 
 
 @dataclass(frozen=True)
@@ -264,10 +265,29 @@ def render_views(scene: Scene, camera: Camera, light: Light, movers: Faces, pixe
         pixels: Side P of the square pictures.
         noise_key: Number that decides the sensor's noise.
     """
-    frame = _Frame(camera, pixels)
     faces = gather_faces(scene, camera, movers)
-    hits = cast_rays(camera, faces, frame.side)
     shadows = cast_shadows(scene, camera, light)
+    rng = random_stream(scene.seed, "noise", noise_key)
+    images, ids = [], []
+    for first in range(0, len(camera.headings_deg), _GROUP):
+        part = slice(first, first + _GROUP)
+        group = replace(camera, headings_deg=camera.headings_deg[part], horizons=camera.horizons[part])
+        colour, shown = _render_group(scene, group, light, faces, shadows, pixels)
+        images.append(develop(colour, light, OVERSAMPLING, rng))
+        ids.append(shown)
+    return Views(np.concatenate(images), np.concatenate(ids), faces)
+
+
+def _render_group(
+    scene: Scene, camera: Camera, light: Light, faces: Faces, shadows: Shadows, pixels: int
+) -> tuple[Float32Array, npt.NDArray[np.int32]]:
+    """Render a few views at once: few enough for the processor's cache, enough to keep numpy busy.
+
+    Returns:
+        (V, columns, rows, 3) oversampled linear light, and (V, P, P) what each pixel shows, as in `Views`.
+    """
+    frame = _Frame(camera, pixels)
+    hits = cast_rays(camera, faces, frame.side)
     drawn = _prepare(frame, scene, camera, faces, hits, shadows)
     for layer in range(int(hits.layer.max(initial=-1)), -1, -1):
         chosen = np.flatnonzero((hits.layer == layer) & (drawn.last_row > drawn.first_row))
@@ -285,12 +305,9 @@ def render_views(scene: Scene, camera: Camera, light: Light, movers: Faces, pixe
     hit[above] = -2
     paint_sky(flat, above, slope[~is_below], camera, frame.side, light)
     views = len(camera.headings_deg)
-    images = develop(
-        colour.reshape(views, frame.side, frame.side, 3), light, OVERSAMPLING, _noise_stream(scene, noise_key)
-    )
     shown = frame.hit.reshape(views, frame.side, frame.side)[:, ::OVERSAMPLING, ::OVERSAMPLING].transpose(0, 2, 1)
     ids = np.where(shown >= 0, np.take(hits.face, np.maximum(shown, 0) // 2), shown) if len(hits.face) else shown
-    return Views(images, ids.astype(np.int32), faces)
+    return colour.reshape(views, frame.side, frame.side, 3), ids.astype(np.int32)
 
 
 def _colour_faces(flat: Float32Array, frame: _Frame, factor: Float32Array, offset: Float32Array) -> None:
@@ -301,7 +318,3 @@ def _colour_faces(flat: Float32Array, frame: _Frame, factor: Float32Array, offse
     texel *= np.take(factor, which, axis=0)
     texel += np.take(offset, which, axis=0)
     flat[shown] = texel
-
-
-def _noise_stream(scene: Scene, key: int) -> np.random.Generator:
-    return random_stream(scene.seed, "noise", key)

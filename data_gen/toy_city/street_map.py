@@ -92,7 +92,9 @@ def _trace_dual(draft: _MapDraft, part: SubStreet, side: float) -> list[int]:
     return [ends[0], *inner, ends[1]]
 
 
-def _add_ways(draft: _MapDraft, trace: list[int], is_bridge: list[bool], tags: dict[str, str]) -> None:
+def _add_ways(
+    draft: _MapDraft, trace: list[int], is_bridge: list[bool], tags: dict[str, str], goes_on: bool = True
+) -> None:
     """Add a line as ways, cut where a bridge begins or ends and joined to the way before where it goes on."""
     first = 0
     for i in range(1, len(trace)):
@@ -100,7 +102,7 @@ def _add_ways(draft: _MapDraft, trace: list[int], is_bridge: list[bool], tags: d
             continue
         own = {**tags, "bridge": "yes", "layer": "1"} if is_bridge[i - 1] else dict(tags)
         nodes = trace[first : i + 1]
-        if draft.ways and draft.ways[-1][1] == own and draft.ways[-1][0][-1] == nodes[0]:
+        if (goes_on or first) and draft.ways and draft.ways[-1][1] == own and draft.ways[-1][0][-1] == nodes[0]:
             draft.ways[-1][0].extend(nodes[1:])
         else:
             draft.ways.append((nodes, own))
@@ -122,10 +124,10 @@ def _draft_map(plan: Plan, place: Place) -> _MapDraft:
                 _add_ways(draft, trace, bridge, tags)
             continue
         for side in (-1.0, 1.0):
-            for part in parts if side < 0 else parts[::-1]:
+            for place_in_row, part in enumerate(parts if side < 0 else parts[::-1]):
                 trace = _trace_dual(draft, part, side)
                 trace = trace if side < 0 else trace[::-1]
-                _add_ways(draft, trace, [False] * (len(trace) - 1), {**tags, "oneway": "yes"})
+                _add_ways(draft, trace, [False] * (len(trace) - 1), {**tags, "oneway": "yes"}, goes_on=place_in_row > 0)
     return draft
 
 
