@@ -25,7 +25,7 @@ from data_gen.gallery import City, PartitionSettings, build_gallery
 from data_gen.geocode import METHOD, nearest_streets
 from data_gen.photos import PhotoTable, group_panoramas, read_photo_csv, read_photo_folder
 from data_gen.settings import BuildSettings, RunOptions
-from data_gen.streets import StreetMap, load_street_map
+from data_gen.streets import StreetMap, load_city_name, load_street_map
 from data_gen.summary import format_reasons, print_examples, report
 from llava_ial.config import parse_config, save_config
 from llava_ial.conversation import to_llava_json
@@ -74,6 +74,13 @@ def build(settings: BuildSettings, options: RunOptions) -> None:
         if state is FolderState.NEW:
             shutil.rmtree(folder)
         raise
+    if settings.split == "fractions" and settings.test_fraction and "test" not in counts["splits"]:
+        print(
+            f"note: no test photos. {counts['panoramas']} panoramas, {counts['ambiguous']} photos of ambiguous streets; "
+            f"panorama_radius_m below {settings.panorama_radius_m:g} makes more panoramas of a dense walk"
+        )
+    for leftover in folder.rglob(".*.tmp"):  # of an earlier start that was killed while it wrote
+        leftover.unlink()
     save_config(folder / "config.yaml", settings)
     write_json(folder / "run.json", _run_facts(started))
     image_root = os.path.relpath(settings.image_root.resolve(), folder.resolve())
@@ -84,11 +91,14 @@ def build(settings: BuildSettings, options: RunOptions) -> None:
 
 def _write_tables(settings: BuildSettings, options: RunOptions, folder: Path) -> dict[str, Any]:
     street_map = load_street_map(settings.streets, settings.highways, settings.neighbourhoods)
+    city = City(
+        settings.city or load_city_name(settings.streets, street_map.frame.origin), settings.region, settings.country
+    )
     photos = _reuse(folder / "photos", PhotoRecord, lambda: _make_photos(settings, options, street_map, folder))
     addresses = _reuse(
-        folder / "addresses", AddressRecord, lambda: _make_addresses(settings, photos, street_map, folder)
+        folder / "addresses", AddressRecord, lambda: _make_addresses(settings, photos, street_map, city, folder)
     )
-    captions = _reuse(folder / "captions", CaptionRecord, lambda: _make_captions(settings, addresses, street_map))
+    captions = _reuse(folder / "captions", CaptionRecord, lambda: _make_captions(settings, addresses, street_map, city))
     gallery = read_records(folder / "gallery", GalleryRecord)
     dropped = read_records(folder / "dropped", DroppedRecord)
     num_conversations = _write_conversations(settings, photos, addresses, gallery, folder)
@@ -128,7 +138,7 @@ def _read_photos(settings: BuildSettings, options: RunOptions) -> PhotoTable:
 
 
 def _make_addresses(
-    settings: BuildSettings, photos: Sequence[PhotoRecord], street_map: StreetMap, folder: Path
+    settings: BuildSettings, photos: Sequence[PhotoRecord], street_map: StreetMap, city: City, folder: Path
 ) -> list[AddressRecord]:
     xy_m = street_map.to_xy_m([p.lat for p in photos], [p.lon for p in photos])
     nearest = nearest_streets(xy_m, street_map, settings.max_distance_m, settings.ambiguous_margin_m)
@@ -147,7 +157,7 @@ def _make_addresses(
         nearest.street[kept],
         [str(photos[i].panorama_id) for i in kept.tolist()],
         PartitionSettings(settings.min_piece_m, settings.min_positions, settings.snap_m),
-        City(settings.city, settings.region, settings.country),
+        city,
     )
     write_records(folder / "gallery", gallery.records, GalleryRecord)
     _write_dropped(folder, dropped, 1)
@@ -197,10 +207,10 @@ def _splits(
 
 
 def _make_captions(
-    settings: BuildSettings, addresses: Sequence[AddressRecord], street_map: StreetMap
+    settings: BuildSettings, addresses: Sequence[AddressRecord], street_map: StreetMap, city: City
 ) -> list[CaptionRecord]:
     image_ids = [address.image_id for address in addresses]
-    areas = [*street_map.neighbourhoods, settings.city, settings.region, settings.country]
+    areas = [*street_map.neighbourhoods, city.name, city.region, city.country]
     captions = None
     if settings.captioner == "csv" and settings.captions_file is not None:
         captions = read_captions(settings.captions_file, image_ids, settings.image_id_column, settings.caption_column)

@@ -26,6 +26,7 @@ _ORDINARY_WORDS = frozenset(
         """,
     )
 )
+_ARTICLES = frozenset({"a", "an", "the"})
 _WORD = re.compile(r"\w+(?:['’-]\w+)*")
 _ARTICLE = re.compile(r"(?:\b[Tt]he )?$")
 
@@ -39,8 +40,8 @@ class _Name:
 class LeakMask:
     """Replaces names of the map in captions.
 
-    A name is found as whole words, in any case. A name of one ordinary word ("Market", "Downtown") is found only where
-    it is capitalised within a sentence, a name of one very short word never.
+    A name is found as whole words, in any case. A name of one ordinary word ("Market", "Downtown", "A Street") is found
+    only where that word is capitalised within a sentence, a name of one very short word never.
     """
 
     def __init__(self, streets: Iterable[str], areas: Iterable[str]) -> None:
@@ -76,12 +77,12 @@ class LeakMask:
             words = tuple(match.group().lower() for match in found[position : position + len(name.words)])
             if words != name.words:
                 continue
-            if len(words) > 1 or words[0] not in _ORDINARY_WORDS:
+            telling = [word for word in words if word not in _ARTICLES]
+            if len(telling) > 1 or not _ORDINARY_WORDS.issuperset(telling):
                 return name
-            starts_sentence = not caption[: found[position].start()].rstrip() or caption[
-                : found[position].start()
-            ].rstrip().endswith((".", "!", "?"))
-            if found[position].group()[0].isupper() and not starts_sentence:
+            last = found[position + len(words) - 1]
+            starts_sentence = caption[: last.start()].rstrip()[-1:] in ("", ".", "!", "?")
+            if last.group()[0].isupper() and not starts_sentence:
                 return name
         return None
 

@@ -103,7 +103,8 @@ def converse(
 def _known_facts(address: Address) -> set[str]:
     """What the address says, by the task that asks for it."""
     facts = {STREET}
-    if address.cross_streets:
+    # A street that goes on in another neighbourhood is its own border there: no one asks for it.
+    if address.cross_streets and all(cross.street != address.street for cross in address.cross_streets):
         facts.add(BETWEEN)
     if address.neighbourhood:
         facts.add(NEIGHBOURHOOD)

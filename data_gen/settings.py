@@ -68,7 +68,7 @@ class BuildSettings:
         metadata=_help("kinds of street, values of OpenStreetMap's highway tag"),
     )
     neighbourhoods: Path | None = field(default=None, metadata=_help("GeoJSON polygons with 'name'"))
-    city: str = field(default="", metadata=_help("city, as it ends an answer"))
+    city: str = field(default="", metadata=_help("city, as it ends an answer; default: the extract's label"))
     region: str = field(default="", metadata=_help("state or region, as it ends an answer"))
     country: str = field(default="", metadata=_help("country, as it ends an answer"))
     max_distance_m: float = field(default=50.0, metadata=_help("a photo farther from every named street is dropped"))

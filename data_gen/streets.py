@@ -18,7 +18,7 @@ import osmium
 import shapely
 
 from llava_ial.errors import UserError
-from llava_ial.geo import GeoPoint, LocalFrame
+from llava_ial.geo import GeoPoint, LocalFrame, distance_m
 
 # From the most to the least important: where crossings are too close, the more important street names the place.
 HIGHWAY_RANK = {
@@ -41,6 +41,7 @@ DEFAULT_HIGHWAYS = [name for name, rank in HIGHWAY_RANK.items() if rank < HIGHWA
 MARGIN_M = 1000.0
 _METRES_PER_DEGREE = 111_195.0
 _QUOTED = re.compile(r"""'([^']+)'|"([^"]+)\"""")
+OSM_SUFFIXES = (".osm.pbf", ".osm", ".osm.bz2", ".osm.gz")
 GEOJSON_SUFFIXES = (".geojson", ".json")
 
 # (name, highway class, [[lon, lat], ...])
@@ -125,6 +126,22 @@ def load_street_map(streets: Path, highways: Collection[str], neighbourhoods: Pa
     )
 
 
+def load_city_name(streets: Path, middle: GeoPoint) -> str:
+    """The city that an OpenStreetMap extract names: its ``place=city`` node nearest to the middle, else ``town``.
+
+    A clipped extract has lost the city's outline, so its label is all there is; "" where it has none.
+    """
+    if not streets.name.endswith(OSM_SUFFIXES):
+        return ""
+    found: list[tuple[bool, float, str]] = []
+    places = osmium.filter.TagFilter(("place", "city"), ("place", "town"))
+    for node in osmium.FileProcessor(str(streets), osmium.osm.NODE).with_filter(places):
+        if "name" in node.tags and plain_name(node.tags["name"]):
+            away_m = distance_m(GeoPoint(node.lat, node.lon), middle)
+            found.append((node.tags["place"] != "city", away_m, plain_name(node.tags["name"])))
+    return min(found, default=(False, 0.0, ""))[2]
+
+
 def plain_name(name: str) -> str:
     """A name without the marks that separate the parts of an address, so that every form of it parses back.
 
@@ -137,7 +154,7 @@ def plain_name(name: str) -> str:
 
 
 def _raw_lines(path: Path, highways: set[str]) -> Iterator[_RawLine]:
-    if path.name.endswith((".osm.pbf", ".osm", ".osm.bz2", ".osm.gz")):
+    if path.name.endswith(OSM_SUFFIXES):
         found = _osm_lines(path, highways)
     elif path.suffix.lower() in GEOJSON_SUFFIXES:
         found = _geojson_lines(path, highways)

@@ -73,8 +73,11 @@ def claim_folder(folder: Path, kind: str, config: Mapping[str, Any]) -> FolderSt
                 f"output folder {folder} holds another run ({found.get('kind')} {found.get('config_hash')}, "
                 f"this one is {kind} {mine['config_hash']}); choose another folder or delete it"
             )
+        if state is FolderState.COMPLETE:
+            (folder / BUILDING).unlink(missing_ok=True)  # left by a kill between the manifest and its removal
         return state
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    # A kill while the mark itself was written leaves a temporary file and nothing else.
+    if folder.exists() and (not folder.is_dir() or any(not _is_temporary_mark(path) for path in folder.iterdir())):
         raise UserError(f"output folder {folder} is not empty and was not made by this command; choose another one")
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / BUILDING, {**mine, "config": config})
@@ -134,6 +137,10 @@ def library_versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return versions
+
+
+def _is_temporary_mark(path: Path) -> bool:
+    return path.name.startswith(f".{BUILDING}.") and path.suffix == ".tmp"
 
 
 def _load_json(path: Path) -> dict[str, Any]:

@@ -75,5 +75,5 @@ def check_leakage(panorama_ids: Sequence[str], splits: Sequence[str]) -> None:
         examples = ", ".join(f"{p} ({' and '.join(sorted(found[p]))})" for p in leaking[:3])
         raise UserError(
             f"{len(leaking)} panorama(s) stand in two splits: {examples}; a test photo would have been seen in "
-            "training. Mend the split column, or draw the split by panorama"
+            "training. Mend the split column, draw the split by fractions, or make panorama_radius_m smaller"
         )

@@ -1,0 +1,311 @@
+"""python -m data_gen.build end to end, on a hand-made town and drawn photos."""
+
+import csv
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from data_gen.build import main
+from llava_ial.config import load_yaml
+from llava_ial.conversation import from_llava_json
+from llava_ial.data.dataset import KIND, IALDataset
+from llava_ial.errors import run_command
+from llava_ial.manifest import read_manifest
+from llava_ial.records import DroppedRecord, read_records
+from llava_ial.splits import check_leakage
+from tests.grid_town import COLUMNS, grid_lines, photo_row, write_csv, write_streets, write_town
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing catches it."""
+
+
+@pytest.fixture
+def town(tmp_path: Path) -> dict[str, str]:
+    return write_town(tmp_path / "town")
+
+
+def _arguments(settings: dict[str, str], output: Path) -> list[str]:
+    pairs = {**settings, "output": str(output)}
+    return [part for name, value in pairs.items() for part in (f"--{name}", value)]
+
+
+def _build(monkeypatch: pytest.MonkeyPatch, settings: dict[str, str], output: Path) -> None:
+    monkeypatch.setattr(sys, "argv", ["build", *_arguments(settings, output)])
+    main()
+
+
+def _fails(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], settings: dict[str, str], output: Path
+) -> str:
+    """The one line of an error; the exit code must be 2."""
+    monkeypatch.setattr(sys, "argv", ["build", *_arguments(settings, output)])
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as stopped:
+        run_command(main)
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert line.startswith("error: ")
+    return line
+
+
+def _files(folder: Path, *, without: Sequence[str] = ("run.json",)) -> dict[str, bytes]:
+    found = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {name: content for name, content in found.items() if name not in without}
+
+
+def test_town_becomes_a_data_set(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], town: dict[str, str], tmp_path: Path
+) -> None:
+    _build(monkeypatch, town, tmp_path / "data")
+    printed = capsys.readouterr().out
+    assert "photos             19       18  1 no_image" in printed
+    assert "addresses          18       17  1 no_street" in printed
+    assert printed.count("  Q: ") >= 6
+    data = IALDataset(tmp_path / "data")
+    samples = [sample for split in ("train", "val", "test") for sample in data.samples(split)]
+    assert len(samples) == 17
+    assert all(data.image_file(sample.photo.image_path).is_file() for sample in samples)
+    by_id = {sample.photo.image_id: sample for sample in samples}
+    assert by_id["photo000"].address.address.street == "First Avenue"
+    assert by_id["photo000"].address.address.city == "Gridville"
+    assert by_id["photo000"].caption == "a house on the street"
+    assert [d.sub_street_id for d in data.gallery if d.num_positions == 0] == []
+    check_leakage([str(s.photo.panorama_id) for s in samples], [s.address.split for s in samples])
+    dropped = {(d.image_id, d.step, d.reason) for d in read_records(tmp_path / "data" / "dropped", DroppedRecord)}
+    assert dropped == {("photo901", "photos", "no_image"), ("photo900", "addresses", "no_street")}
+    steps = data.manifest["counts"]["steps"]
+    assert steps["addresses"] == {"in": 18, "out": 17, "dropped": {"no_street": 1}}
+    for split in ("train", "val", "test"):
+        entries = json.loads((tmp_path / "data" / "llava" / f"{split}.json").read_text())
+        dialogues = data.conversations(split)
+        assert [from_llava_json(e) for e in entries] == [
+            (d.conversation_id, d.image_path, d.messages) for d in dialogues
+        ]
+        ids = [question_id for dialogue in dialogues for question_id in dialogue.question_ids]
+        assert len(ids) == len(set(ids))
+
+
+def test_files_depend_on_inputs_settings_and_seed_alone(
+    monkeypatch: pytest.MonkeyPatch, town: dict[str, str], tmp_path: Path
+) -> None:
+    _build(monkeypatch, town, tmp_path / "one")
+    _build(monkeypatch, {**town, "workers": "1"}, tmp_path / "two")
+    assert _files(tmp_path / "one") == _files(tmp_path / "two")
+    _build(monkeypatch, {**town, "seed": "1"}, tmp_path / "three")
+    assert _files(tmp_path / "one")["llava/train.json"] != _files(tmp_path / "three")["llava/train.json"]
+    saved = load_yaml(tmp_path / "one" / "config.yaml")
+    assert saved["seed"] == 0
+    assert not {"output", "workers"} & saved.keys()
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_killed_at_every_write_and_started_again(
+    monkeypatch: pytest.MonkeyPatch, town: dict[str, str], tmp_path: Path, when: str
+) -> None:
+    _build(monkeypatch, town, tmp_path / "whole")
+    expected = _files(tmp_path / "whole")
+    replace = os.replace
+    for step in range(1, 100):
+        calls = 0
+
+        def killing(source: object, target: object, step: int = step) -> None:
+            nonlocal calls
+            calls += 1
+            if calls == step and when == "before":
+                raise Killed
+            replace(source, target)  # type: ignore[call-overload]
+            if calls == step:
+                raise Killed
+
+        output = tmp_path / f"step{step}"
+        monkeypatch.setattr(os, "replace", killing)
+        try:
+            _build(monkeypatch, town, output)
+        except Killed:
+            monkeypatch.setattr(os, "replace", replace)
+        else:
+            assert step > 12  # every write of the build was interrupted once
+            return
+        assert not (output / "manifest.json").exists() or when == "after"
+        _build(monkeypatch, town, output)
+        assert _files(output) == expected, step
+    raise AssertionError("the build never came to its end")
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments(monkeypatch: pytest.MonkeyPatch, town: dict[str, str], tmp_path: Path) -> None:
+    _build(monkeypatch, town, tmp_path / "whole")
+    command = [sys.executable, "-m", "data_gen.build", *_arguments(town, tmp_path / "killed")]
+    draw = random.Random(0)
+    for _ in range(6):
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        time.sleep(draw.uniform(0.2, 6.0))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+    assert _files(tmp_path / "killed") == _files(tmp_path / "whole")
+
+
+def test_finished_folder_is_left_alone_and_another_build_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], town: dict[str, str], tmp_path: Path
+) -> None:
+    output = tmp_path / "data"
+    _build(monkeypatch, town, output)
+    before = _files(output, without=())
+    _build(monkeypatch, town, output)
+    assert "already complete" in capsys.readouterr().out
+    assert "holds another run" in _fails(monkeypatch, capsys, {**town, "seed": "7"}, output)
+    table = Path(town["photos_csv"])
+    table.write_text(table.read_text().replace("photo003", "photo333"))
+    assert "holds another run" in _fails(monkeypatch, capsys, town, output)
+    assert _files(output, without=()) == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"streets": "nowhere.osm.pbf"}, "streets: there is no file nowhere.osm.pbf; mend the path"),
+        ({"image_root": "~/nowhere"}, "image_root: there is no folder /"),
+        ({"photos_csv": "gone.csv"}, "photos_csv: there is no file gone.csv"),
+        ({"captioner": "blop"}, "captioner: 'blop'; allowed: constant, csv"),
+        ({"split": "random"}, "split: 'random'; allowed: fractions, given"),
+        ({"max_distance_m": "0"}, "max_distance_m: 0.0; above 0"),
+        ({"snap_m": "nan"}, "snap_m: nan; at least 0"),
+        ({"num_dialogues": "0"}, "num_dialogues: 0; at least 1"),
+        ({"city": "Paris, Texas"}, "city: 'Paris, Texas' holds a comma"),
+        ({"workers": "0"}, "workers: 0; at least 1"),
+        ({"lat_column": "y"}, "no column 'y'; it has: image_path, image_id"),
+        ({"test_fraction": "1"}, "together below 1"),
+        ({"split": "given", "ambiguous_margin_m": "0"}, "no photo got an address: 17 no_split, 1 no_street"),
+        ({"highways": "motorway"}, "holds no named street of the accepted kinds"),
+    ],
+)
+def test_what_a_user_can_mend_is_one_line_and_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    town: dict[str, str],
+    tmp_path: Path,
+    change: dict[str, str],
+    message: str,
+) -> None:
+    assert message in _fails(monkeypatch, capsys, {**town, **change}, tmp_path / "data")
+    assert not (tmp_path / "data").exists()
+
+
+def test_nothing_left_names_the_reasons(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], town: dict[str, str], tmp_path: Path
+) -> None:
+    rows = [photo_row(i, 5000.0, 0.0) for i in (0, 1)] + [{"image_id": "x", "image_path": "gone.jpg", "lat": "1"}]
+    write_csv(tmp_path / "town" / "photos.csv", rows)
+    line = _fails(monkeypatch, capsys, {**town, "captioner": "constant"}, tmp_path / "data")
+    assert "no photo got an address: 2 no_street; is" in line
+    write_csv(tmp_path / "town" / "photos.csv", rows[2:])
+    line = _fails(monkeypatch, capsys, {**town, "captioner": "constant"}, tmp_path / "data")
+    assert "no usable photo in" in line
+    assert "1 no_position" in line
+    assert not (tmp_path / "data").exists()
+
+
+def _with_split(town: dict[str, str], **split_of: str) -> dict[str, str]:
+    path = Path(town["photos_csv"])
+    with path.open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        row["split"] = split_of.get(row["image_id"], "train")
+        row["panorama_id"] = "shared" if row["image_id"] in ("photo000", "photo001") else row["image_id"]
+    write_csv(path, rows, COLUMNS)
+    return {**town, "split": "given"}
+
+
+def test_given_split_is_kept_and_a_leak_refused(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], town: dict[str, str], tmp_path: Path
+) -> None:
+    settings = _with_split(town, photo004="test", photo005="val")
+    _build(monkeypatch, settings, tmp_path / "data")
+    data = IALDataset(tmp_path / "data")
+    assert [sample.photo.image_id for sample in data.samples("test")] == ["photo004"]
+    assert [sample.photo.image_id for sample in data.samples("val")] == ["photo005"]
+    leaking = _with_split(town, photo000="test")
+    assert "stand in two splits: shared (test and train)" in _fails(monkeypatch, capsys, leaking, tmp_path / "b")
+    unknown = _with_split(town, photo004="dev")
+    assert "split 'dev' is unknown" in _fails(monkeypatch, capsys, unknown, tmp_path / "c")
+
+
+def test_ambiguous_photo_is_never_a_test_photo(
+    monkeypatch: pytest.MonkeyPatch, town: dict[str, str], tmp_path: Path
+) -> None:
+    path = Path(town["photos_csv"])
+    rows = [photo_row(0, 2.0, 2.0), *(photo_row(i, 30.0 + 75 * i, 1.0) for i in range(1, 6))]
+    write_csv(path, [{**row, "split": "test" if i < 3 else "train"} for i, row in enumerate(rows)])
+    _build(
+        monkeypatch, {**town, "split": "given", "panorama_radius_m": "0", "captioner": "constant"}, tmp_path / "data"
+    )
+    data = IALDataset(tmp_path / "data")
+    assert [sample.photo.image_id for sample in data.samples("test")] == ["photo001", "photo002"]
+    assert data.manifest["counts"]["steps"]["addresses"]["dropped"] == {"ambiguous_in_test": 1}
+
+
+def test_tables_load_without_this_project(
+    monkeypatch: pytest.MonkeyPatch, town: dict[str, str], tmp_path: Path
+) -> None:
+    import datasets
+
+    _build(monkeypatch, town, tmp_path / "data")
+    loaded = datasets.load_dataset(str(tmp_path / "data" / "conversations"), cache_dir=str(tmp_path / "cache"))
+    assert set(loaded) == {"train", "validation", "test"}
+    dialogue = loaded["train"][0]
+    assert [message["role"] for message in dialogue["messages"][:2]] == ["user", "assistant"]
+    gallery = datasets.load_dataset(str(tmp_path / "data" / "gallery"), cache_dir=str(tmp_path / "cache"))["train"]
+    assert gallery[0]["address"]["city"] == "Gridville"
+
+
+def test_folder_of_photos_with_exif_and_geojson_streets(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "phone"
+    folder.mkdir()
+    for i in range(4):
+        row = photo_row(i, 75.0 + 100 * i, 1.0)
+        image = Image.new("RGB", (32, 24), (60 * i, 80, 90))
+        exif = image.getexif()
+        exif.get_ifd(0x8825).update(
+            {1: "N", 2: (float(row["lat"]), 0.0, 0.0), 3: "E", 4: (float(row["lon"]), 0.0, 0.0)}
+        )
+        image.save(folder / f"{i}.jpg", exif=exif)
+    streets = write_streets(tmp_path / "streets.geojson", grid_lines())
+    settings = {"image_root": str(folder), "streets": str(streets), "city": "Gridville", "min_positions": "1"}
+    _build(monkeypatch, settings, tmp_path / "data")
+    data = IALDataset(tmp_path / "data")
+    assert {sample.photo.source for sample in data.samples("train")} == {"exif"}
+    assert len(data.samples("train")) + len(data.samples("test")) == 4
+    assert "note:" not in capsys.readouterr().out
+    _build(monkeypatch, {**settings, "panorama_radius_m": "120"}, tmp_path / "chain")
+    assert "note: no test photos. 1 panoramas" in capsys.readouterr().out
+
+
+def test_real_demo_configuration(monkeypatch: pytest.MonkeyPatch, shared_data: Path, tmp_path: Path) -> None:
+    monkeypatch.chdir(ROOT)
+    arguments = ["--config", "data_gen/configs/stuttgart_demo.yaml", "--output", str(tmp_path / "data")]
+    monkeypatch.setattr(sys, "argv", ["build", *arguments])
+    main()
+    manifest = read_manifest(tmp_path / "data", KIND)
+    assert manifest["counts"]["steps"]["photos"]["dropped"] == {"no_image": 2294}
+    assert manifest["counts"]["steps"]["addresses"] == {"in": 25, "out": 18, "dropped": {"no_street": 7}}
+    data = IALDataset(tmp_path / "data")
+    with (shared_data / "stuttgart" / "mapillary_positions.csv").open(encoding="utf-8") as file:
+        truth = {row["image_id"]: row["osm_street"] for row in csv.DictReader(file) if row["file"]}
+    found = [sample for split in ("train", "test") for sample in data.samples(split)]
+    assert all(sample.address.address.street == truth[sample.photo.image_id] for sample in found)
+    assert len(data.samples("test")) >= 3
