@@ -76,8 +76,8 @@ def build(settings: BuildSettings, options: RunOptions) -> None:
         raise
     if settings.split == "fractions" and settings.test_fraction and "test" not in counts["splits"]:
         print(
-            f"note: no test photos. {counts['panoramas']} panoramas, {counts['ambiguous']} photos of ambiguous streets; "
-            f"panorama_radius_m below {settings.panorama_radius_m:g} makes more panoramas of a dense walk"
+            f"note: no test photos: {counts['panoramas']} panoramas, {counts['ambiguous']} photos of an ambiguous "
+            f"street; panorama_radius_m below {settings.panorama_radius_m:g} makes more panoramas of a dense walk"
         )
     for leftover in folder.rglob(".*.tmp"):  # of an earlier start that was killed while it wrote
         leftover.unlink()

@@ -5,6 +5,7 @@ instead of bytes; ``datasets.load_dataset("parquet", ...)`` reads it without thi
 """
 
 import dataclasses
+import functools
 import os
 import types
 import typing
@@ -178,6 +179,11 @@ def from_table(table: pa.Table, record_type: type[RecordT]) -> list[RecordT]:
     return [_build(record_type, row) for row in table.to_pylist()]
 
 
+@functools.cache
+def _type_hints(record_type: type) -> dict[str, Any]:
+    return typing.get_type_hints(record_type)
+
+
 def _build(annotation: Any, value: Any) -> Any:
     if value is None:
         return None
@@ -187,8 +193,9 @@ def _build(annotation: Any, value: Any) -> Any:
     if origin in (list, tuple):
         return origin(_build(arguments[0], item) for item in value)
     if dataclasses.is_dataclass(annotation):
-        hints = typing.get_type_hints(annotation)
-        return typing.cast(type, annotation)(**{name: _build(hints[name], item) for name, item in value.items()})
+        record_type = typing.cast(type, annotation)
+        hints = _type_hints(record_type)
+        return record_type(**{name: _build(hints[name], item) for name, item in value.items()})
     return value
 
 

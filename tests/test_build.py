@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from data_gen.build import main
+from data_gen.toy_city.build import CityOptions, build_city
 from llava_ial.config import load_yaml
 from llava_ial.conversation import from_llava_json
 from llava_ial.data.dataset import KIND, IALDataset
@@ -292,7 +293,26 @@ def test_folder_of_photos_with_exif_and_geojson_streets(
     assert len(data.samples("train")) + len(data.samples("test")) == 4
     assert "note:" not in capsys.readouterr().out
     _build(monkeypatch, {**settings, "panorama_radius_m": "120"}, tmp_path / "chain")
-    assert "note: no test photos. 1 panoramas" in capsys.readouterr().out
+    assert "note: no test photos: 1 panoramas" in capsys.readouterr().out
+
+
+def test_generated_city_is_a_city_like_any_other(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    city = tmp_path / "city"
+    build_city(CityOptions(seed=7, size="tiny", pixels=32, photos=144), city, workers=1)
+    paths = {"image_root": city, "photos_csv": city / "photos.csv", "streets": city / "city.osm.pbf"}
+    paths |= {"neighbourhoods": city / "neighbourhoods.geojson", "captions_csv": city / "captions.csv"}
+    arguments = _arguments({name: str(path) for name, path in paths.items()}, tmp_path / "data")
+    monkeypatch.setattr(sys, "argv", ["build", "--config", str(ROOT / "data_gen/configs/toy_city.yaml"), *arguments])
+    main()
+    data = IALDataset(tmp_path / "data")
+    with (city / "truth.csv").open(encoding="utf-8") as file:
+        truth = {row["image_id"]: row for row in csv.DictReader(file)}
+    samples = [sample for split in ("train", "val", "test") for sample in data.samples(split)]
+    sure = [sample for sample in samples if not sample.address.is_ambiguous]
+    assert len(sure) > 100
+    assert all(sample.address.address.street == truth[sample.photo.image_id]["street"] for sample in sure)
+    assert all(sample.address.address.city and sample.address.address.neighbourhood for sample in samples)
+    assert all(sample.caption for sample in samples)
 
 
 def test_real_demo_configuration(monkeypatch: pytest.MonkeyPatch, shared_data: Path, tmp_path: Path) -> None:
