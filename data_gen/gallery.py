@@ -98,7 +98,7 @@ def sub_street_id(address: Address) -> str:
 
     Example:
         >>> sub_street_id(Address("Breite Straße", "", (CrossStreet("Hohe Straße"),)))
-        'breite-strasse-hohe-strasse-e2af0b65'
+        'breite-strasse-hohe-strasse-24dbe93e'
     """
     text = " ".join([address.street, address.neighbourhood, *(cross.street for cross in address.cross_streets)])
     plain = unicodedata.normalize("NFKD", text.replace("ß", "ss")).encode("ascii", "ignore").decode().lower()
