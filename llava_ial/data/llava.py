@@ -1,0 +1,201 @@
+"""From a dialogue about a photo to token ids and labels: one function for training, evaluation and chat.
+
+The prompt is rendered from ``llava_ial/chat_template.jinja`` (Vicuna v1). Its generation marks say which characters the
+assistant speaks, ``</s>`` included: these alone are supervised.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+from transformers import BaseImageProcessor, PreTrainedTokenizerBase
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from llava_ial.conversation import IMAGE_TOKEN, Message, load_chat_template, validate_messages
+from llava_ial.data.dataset import IALDataset
+from llava_ial.data.images import load_photo
+from llava_ial.errors import UserError
+from llava_ial.records import ConversationRecord
+
+IGNORE_INDEX = -100  # torch's cross-entropy skips this label
+
+
+@dataclass(frozen=True)
+class EncodedDialogue:
+    """Token ids of a dialogue.
+
+    Attributes:
+        input_ids: ``<image>`` stands ``num_image_tokens`` times where the photo's features go.
+        labels: The ids where the assistant speaks, ``IGNORE_INDEX`` elsewhere; equal length.
+        num_dropped_turns: Earlier question-answer pairs left out to respect the maximum length.
+        is_cut: The last answer was cut, because one pair alone was too long.
+    """
+
+    input_ids: list[int]
+    labels: list[int]
+    num_dropped_turns: int = 0
+    is_cut: bool = False
+
+
+def encode_dialogue(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    num_image_tokens: int,
+    *,
+    name: str = "",
+    max_length: int | None = None,
+) -> EncodedDialogue:
+    """Encodes a whole dialogue for training.
+
+    A dialogue above ``max_length`` loses its earliest pairs, and the image mark moves to the first kept question; a
+    single pair that is still too long loses the end of its answer. Image tokens are never cut.
+
+    Args:
+        tokenizer: Has ``<image>`` as one token.
+        messages: Alternating user and assistant.
+        num_image_tokens: Features of one photo.
+        name: The conversation's id, for error messages.
+        max_length: Most tokens, image tokens counted.
+
+    Raises:
+        UserError: Nothing would be supervised.
+    """
+    kept = list(messages)
+    has_image = any(IMAGE_TOKEN in message.content for message in kept)
+    validate_messages(kept, name, num_images=int(has_image))
+    ids, labels = _encode(tokenizer, kept, num_image_tokens)
+    while max_length is not None and len(ids) > max_length and len(kept) > 2:
+        kept = kept[2:]
+        if has_image and IMAGE_TOKEN not in kept[0].content:
+            kept[0] = Message("user", f"{IMAGE_TOKEN}\n{kept[0].content}")
+        ids, labels = _encode(tokenizer, kept, num_image_tokens)
+    is_cut = max_length is not None and len(ids) > max_length
+    if is_cut:
+        ids, labels = ids[:max_length], labels[:max_length]
+    if all(label == IGNORE_INDEX for label in labels):
+        raise UserError(f"conversation {name}: no token to learn within max_length {max_length}; raise max_length")
+    return EncodedDialogue(ids, labels, (len(messages) - len(kept)) // 2, is_cut)
+
+
+def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message], num_image_tokens: int) -> list[int]:
+    """Ids up to and including ``ASSISTANT:``, for generation; a prefix of what training saw for the same dialogue."""
+    return _encode(tokenizer, messages, num_image_tokens, add_generation_prompt=True)[0]
+
+
+def disarm(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
+    """Breaks marks such as ``</s>`` or ``<image>`` that somebody typed, so that they stay words.
+
+    Example:
+        A user's "what does </s> mean?" becomes "what does < /s> mean?".
+    """
+    for mark in tokenizer.all_special_tokens:
+        text = text.replace(mark, f"{mark[0]} {mark[1:]}")
+    return text
+
+
+def pad_batch(sequences: Sequence[Sequence[int]], value: int, *, side: str) -> torch.Tensor:
+    """Pads to the longest, ``(B, T)`` int64; ``side`` is ``right`` in training and ``left`` for generation."""
+    width = max(len(sequence) for sequence in sequences)
+    padded = torch.full((len(sequences), width), value, dtype=torch.long)
+    for row, sequence in zip(padded, sequences, strict=True):
+        span = slice(0, len(sequence)) if side == "right" else slice(width - len(sequence), width)
+        row[span] = torch.tensor(sequence, dtype=torch.long)
+    return padded
+
+
+class LlavaDataset(Dataset[dict[str, Any]]):
+    """Dialogues of one split, encoded; photos are decoded and resized in the loader's workers."""
+
+    def __init__(
+        self,
+        dataset: IALDataset,
+        conversations: Sequence[ConversationRecord],
+        tokenizer: PreTrainedTokenizerBase,
+        image_processor: BaseImageProcessor,
+        *,
+        num_image_tokens: int,
+        max_length: int,
+    ) -> None:
+        """Encodes every dialogue at once, so that a bad one stops the run before it starts."""
+        self._dataset = dataset
+        self._image_processor = image_processor
+        self.conversations = list(conversations)
+        self.encoded = [
+            encode_dialogue(
+                tokenizer, record.messages, num_image_tokens, name=record.conversation_id, max_length=max_length
+            )
+            for record in self.conversations
+        ]
+        for record in self.conversations:
+            if not dataset.image_file(record.image_path).is_file():
+                raise UserError(f"photo {dataset.image_file(record.image_path)} of {record.conversation_id} is missing")
+
+    def __len__(self) -> int:
+        return len(self.encoded)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        encoded, record = self.encoded[index], self.conversations[index]
+        has_image = any(IMAGE_TOKEN in message.content for message in record.messages)
+        photo = load_photo(self._dataset.image_file(record.image_path)) if has_image else None
+        pixels = self._image_processor(photo, return_tensors="pt")["pixel_values"][0] if photo else None
+        return {"input_ids": encoded.input_ids, "labels": encoded.labels, "pixel_values": pixels}
+
+
+@dataclass(frozen=True)
+class LlavaCollator:
+    """Samples to a batch with the names of ``LlavaForConditionalGeneration.forward``."""
+
+    pad_token_id: int
+
+    def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """``input_ids``, ``attention_mask``, ``labels`` ``(B, T)`` and ``pixel_values (photos, 3, S, S)`` if any."""
+        ids = [sample["input_ids"] for sample in samples]
+        batch = {
+            "input_ids": pad_batch(ids, self.pad_token_id, side="right"),
+            "attention_mask": pad_batch([[1] * len(sequence) for sequence in ids], 0, side="right"),
+            "labels": pad_batch([sample["labels"] for sample in samples], IGNORE_INDEX, side="right"),
+        }
+        photos = [sample["pixel_values"] for sample in samples if sample["pixel_values"] is not None]
+        if photos:
+            batch["pixel_values"] = torch.stack(photos)
+        return batch
+
+
+def _encode(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    num_image_tokens: int,
+    *,
+    add_generation_prompt: bool = False,
+) -> tuple[list[int], list[int]]:
+    turns = [{"role": message.role, "content": _content(message, tokenizer)} for message in messages]
+    rendered, spoken = render_jinja_template(
+        conversations=[turns],
+        chat_template=load_chat_template(),
+        return_assistant_tokens_mask=True,
+        add_generation_prompt=add_generation_prompt,
+        bos_token=tokenizer.bos_token,
+        eos_token=tokenizer.eos_token,
+    )
+    encoding = tokenizer(rendered[0], add_special_tokens=False, return_offsets_mapping=True)
+    image_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+    ids: list[int] = []
+    labels: list[int] = []
+    for token, (start, end) in zip(encoding["input_ids"], encoding["offset_mapping"], strict=True):
+        repeat = num_image_tokens if token == image_id else 1
+        is_spoken = any(first <= start and end <= last and start < end for first, last in spoken[0])
+        ids += [token] * repeat
+        labels += [token if is_spoken else IGNORE_INDEX] * repeat
+    return ids, labels
+
+
+def _content(message: Message, tokenizer: PreTrainedTokenizerBase) -> str:
+    """The message with every typed mark disarmed; the leading image mark, put there by the project, stays."""
+    if message.role != "user":
+        return disarm(message.content, tokenizer)
+    head, mark, rest = message.content.partition(IMAGE_TOKEN)
+    if not mark or head.strip():
+        return disarm(message.content, tokenizer)
+    return IMAGE_TOKEN + disarm(rest, tokenizer)
