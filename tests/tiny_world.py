@@ -28,6 +28,7 @@ from llava_ial.records import (
     PhotoRecord,
     write_records,
 )
+from train.toy_base.clip import BaseClipConfig, build_base_clip
 
 STREETS = (
     "Amber Street",
@@ -197,3 +198,14 @@ def _write_conversations(
         write_json(folder / "llava" / f"{split}.json", entries)
         counts[split] = len(records)
     return counts
+
+
+def build_tiny_base_clip(folder: Path, data: Path, *, image_size: int = 32, seed: int = 0) -> Path:
+    """A base model for stage 1 of some ten thousand weights, with a tokenizer of the data set's texts."""
+    build_base_clip(
+        BaseClipConfig(
+            output=folder, texts=[data], image_size=image_size, patch_size=8, vision_width=32, vision_layers=2,
+            text_width=32, text_layers=1, embed_dim=32, seed=seed,
+        )
+    )  # fmt: skip
+    return folder

@@ -1,0 +1,230 @@
+"""Batches for stage 1: a photo, its address, its caption followed by its address, and where it was taken.
+
+A batch is a dict of tensors, first dimension ``B``: ``pixel_values (3, H, W)``, ``address_input_ids`` and
+``address_attention_mask (T)``, ``caption_input_ids`` and ``caption_attention_mask (T)``, ``xy_m (2)``, ``address_id
+()``; and ``image_id``, a list, so that an error can name photos.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset, Sampler
+from transformers import BaseImageProcessor, PreTrainedTokenizerBase
+
+from llava_ial.data.augmentation import Augmentation
+from llava_ial.data.dataset import IALDataset
+from llava_ial.data.images import load_photo
+from llava_ial.errors import UserError
+from llava_ial.geo import GeoPoint, LocalFrame
+
+MODEL_INPUTS = (
+    "pixel_values",
+    "address_input_ids",
+    "address_attention_mask",
+    "caption_input_ids",
+    "caption_attention_mask",
+)
+# Photos are decoded at no less than this multiple of the model's input side, so that a crop still fills it.
+_DRAFT_MARGIN = 2
+
+
+@dataclass(frozen=True)
+class ClipExample:
+    """What one row of a batch is made from."""
+
+    image_id: str
+    path: Path
+    address_text: str
+    caption: str
+    xy_m: tuple[float, float]
+    address_id: int
+
+
+def clip_examples(dataset: IALDataset, split: str) -> list[ClipExample]:
+    """Rows of a split, in table order.
+
+    Positions are metres from the first photo of the split: small enough for float32 to keep millimetres.
+
+    Raises:
+        UserError: Unknown or empty split, or an address that is not in the gallery.
+    """
+    samples = dataset.samples(split)
+    classes = {record.sub_street_id: i for i, record in enumerate(dataset.gallery)}
+    if unknown := {s.address.sub_street_id for s in samples} - set(classes):
+        raise UserError(f"{dataset.folder}: addresses not in the gallery: {', '.join(sorted(unknown)[:3])}; rebuild it")
+    frame = LocalFrame(GeoPoint(samples[0].photo.lat, samples[0].photo.lon))
+    positions = frame.to_xy_m([s.photo.lat for s in samples], [s.photo.lon for s in samples])
+    return [
+        ClipExample(
+            image_id=sample.photo.image_id,
+            path=dataset.image_file(sample.photo.image_path),
+            address_text=dataset.gallery[classes[sample.address.sub_street_id]].verbose,
+            caption=sample.caption,
+            xy_m=(float(xy[0]), float(xy[1])),
+            address_id=classes[sample.address.sub_street_id],
+        )
+        for sample, xy in zip(samples, positions, strict=True)
+    ]
+
+
+class ClipPhotos(Dataset[dict[str, Any]]):
+    """Decoded photos with their texts, by position in the endless stream of epochs.
+
+    Item ``epoch * len + row`` is row ``row`` as epoch ``epoch`` sees it: the augmentation is a function of seed and
+    position alone, whichever worker or process draws it, and a resumed run draws the same.
+
+    Args:
+        examples: Rows.
+        image_processor: A Pillow-backed processor of ``transformers``.
+        augmentation: None for validation.
+        seed: Of the augmentation.
+        fast_decoding: Let JPEGs be decoded at a fraction of their size where the model sees no more of it.
+    """
+
+    def __init__(
+        self,
+        examples: Sequence[ClipExample],
+        image_processor: BaseImageProcessor,
+        *,
+        augmentation: Augmentation | None = None,
+        seed: int = 0,
+        fast_decoding: bool = False,
+    ) -> None:
+        self.examples = examples
+        self._image_processor = image_processor
+        self._augmentation = augmentation
+        self._seed = seed
+        self._min_side = _DRAFT_MARGIN * input_side(image_processor) if fast_decoding else None
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, position: int) -> dict[str, Any]:
+        example = self.examples[position % len(self)]
+        item: dict[str, Any] = {"example": example}
+        try:
+            photo = load_photo(example.path, min_side=self._min_side)
+        except UserError as error:
+            # A worker would bury the message in a traceback; the loop raises it where it is one line.
+            return {**item, "error": str(error)}
+        if self._augmentation is not None:
+            generator = torch.Generator().manual_seed(self._seed * 1_000_003 + position)
+            photo = self._augmentation(photo, generator)
+        item["pixel_values"] = self._image_processor(photo, return_tensors="pt")["pixel_values"][0]
+        return item
+
+
+class ClipCollator:
+    """Items to a batch: tokenises both texts, padded to the longest of the batch.
+
+    Args:
+        tokenizer: Of the base model.
+        max_length: Longest text in tokens, marks of beginning and end included (CLIP: 77).
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+        self._tokenizer = tokenizer
+        self._max_length = max_length
+
+    def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """One batch.
+
+        Raises:
+            UserError: A photo could not be read, or an address does not fit into the text encoder.
+        """
+        if errors := [item["error"] for item in items if "error" in item]:
+            return {"error": errors[0]}
+        examples: list[ClipExample] = [item["example"] for item in items]
+        addresses = [example.address_text for example in examples]
+        captions = [self.caption_text(example.caption, example.address_text) for example in examples]
+        return {
+            "image_id": [example.image_id for example in examples],
+            "pixel_values": torch.stack([item["pixel_values"] for item in items]),
+            **self._tokenize("address", addresses),
+            **self._tokenize("caption", captions),
+            "xy_m": torch.tensor([example.xy_m for example in examples], dtype=torch.float32),
+            "address_id": torch.tensor([example.address_id for example in examples]),
+        }
+
+    def caption_text(self, caption: str, address_text: str) -> str:
+        """``caption + " " + address``, without the caption's last words where the text encoder's length demands it.
+
+        The address stands last and is what the text is for: cutting at the end, as tokenizers do, would lose just that.
+        """
+        words = caption.split()
+        text = " ".join([*words, address_text])
+        while words and self._num_tokens(text) > self._max_length:
+            words.pop()
+            text = " ".join([*words, address_text])
+        return text
+
+    def refuse_long_addresses(self, addresses: Sequence[str]) -> None:
+        """Checks the gallery once, before anything expensive.
+
+        Raises:
+            UserError: An address alone is longer than the text encoder reads.
+        """
+        for address in addresses:
+            if (length := self._num_tokens(address)) > self._max_length:
+                raise UserError(
+                    f"address '{address}' has {length} tokens, the text encoder reads {self._max_length}: "
+                    "what is cut off may be all that tells it from another; shorten its names in the map"
+                )
+
+    def _num_tokens(self, text: str) -> int:
+        return len(self._tokenizer(text)["input_ids"])
+
+    def _tokenize(self, name: str, texts: list[str]) -> dict[str, torch.Tensor]:
+        tokens = self._tokenizer(texts, padding=True, truncation=True, max_length=self._max_length, return_tensors="pt")
+        return {f"{name}_input_ids": tokens["input_ids"], f"{name}_attention_mask": tokens["attention_mask"]}
+
+
+class GlobalBatches(Sampler[list[int]]):
+    """This process's share of every batch from ``start_step`` to ``num_steps``, as positions for ``ClipPhotos``.
+
+    Each epoch is a new shuffle of all rows, cut into batches that all processes share; rank ``r`` takes every
+    ``world``-th row from ``r`` on, so together they hold the rows that one process would hold. What is left of an epoch
+    behind its last whole batch is left out (another rest each epoch): a contrastive loss over fewer rows is another
+    loss. A data set smaller than one batch is a batch as a whole, and then the shares may differ by one row.
+
+    Args:
+        num_rows: Rows of the split.
+        batch_size: Rows of a batch over all processes.
+        num_steps: Batches of the whole training.
+        start_step: Batches that were already trained on.
+        rank: Of this process.
+        world: Number of processes.
+        seed: Of the shuffles.
+    """
+
+    def __init__(
+        self, num_rows: int, batch_size: int, *, num_steps: int, start_step: int = 0, rank: int, world: int, seed: int
+    ) -> None:
+        if num_rows < world:
+            raise UserError(f"{num_rows} photos for {world} processes: each needs one; start fewer processes")
+        self.batch_size = min(batch_size, num_rows)
+        self.steps_per_epoch = num_rows // self.batch_size
+        self._num_rows, self._num_steps, self._start_step = num_rows, num_steps, start_step
+        self._rank, self._world, self._seed = rank, world, seed
+
+    def __len__(self) -> int:
+        return self._num_steps - self._start_step
+
+    def __iter__(self) -> Iterator[list[int]]:
+        shuffled_epoch, order = -1, torch.empty(0)
+        for step in range(self._start_step, self._num_steps):
+            epoch, batch = divmod(step, self.steps_per_epoch)
+            if epoch != shuffled_epoch:
+                generator = torch.Generator().manual_seed(self._seed + epoch)
+                shuffled_epoch, order = epoch, torch.randperm(self._num_rows, generator=generator)
+            rows = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+            yield [epoch * self._num_rows + int(row) for row in rows[self._rank :: self._world]]
+
+
+def input_side(image_processor: BaseImageProcessor) -> int:
+    """Side of the square that a CLIP image processor makes, in pixels."""
+    size = image_processor.crop_size or image_processor.size
+    return int(size["height"])

@@ -1,0 +1,86 @@
+"""Reading a photo: the one function for training, evaluation and chat, so that all see the same pixels."""
+
+import struct
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from llava_ial.errors import UserError
+
+# About 90 megapixels, Pillow's own limit for files that unpack to more than a machine can hold.
+MAX_PIXELS = 89_478_485
+_EXIF_ORIENTATION = 0x0112
+# EXIF 2.3, section 4.6.4 A: what turns the stored picture upright.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def load_photo(path: Path, *, min_side: int | None = None) -> Image.Image:
+    """A photo as upright RGB, fully decoded.
+
+    Args:
+        path: Any format Pillow reads; of an animation the first frame.
+        min_side: If given, a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size as long as its shorter side stays at
+            least this long; several times faster on large photos, with slightly other pixels.
+
+    Raises:
+        UserError: Names the file: missing, no image, truncated, or larger than ``MAX_PIXELS``.
+    """
+    try:
+        with Image.open(path) as image:
+            _refuse_bomb(image, path)
+            if min_side is not None:
+                # The tuple is a lower bound for both sides, so asking for the shorter one twice keeps it.
+                image.draft(None, (min_side, min_side))
+            return upright_rgb(image)
+    except FileNotFoundError as error:
+        raise UserError(f"photo {path} is missing") from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise UserError(f"photo {path} has too many pixels, at most {MAX_PIXELS:,} are read; shrink it") from error
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
+        if isinstance(error, UserError):
+            raise
+        why = "is no image that can be read" if isinstance(error, UnidentifiedImageError) else "is damaged"
+        raise UserError(f"photo {path} {why}: {error}") from error
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """A picture turned as its EXIF orientation says and converted to 8-bit RGB.
+
+    Transparent parts become white. 16-bit greys are scaled, where Pillow's own conversion would clip nearly all of
+    them to white.
+    """
+    turn = _UPRIGHT.get(_orientation(image))
+    if image.mode.startswith("I"):
+        rgb = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).clip(0, 255).astype(np.uint8)).convert("RGB")
+    elif image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        layer = image.convert("RGBA")
+        rgb = Image.new("RGB", layer.size, (255, 255, 255))
+        rgb.paste(layer, mask=layer.getchannel("A"))
+    else:
+        rgb = image.convert("RGB")
+    return rgb if turn is None else rgb.transpose(turn)
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation, 1 if there is none; a photo with damaged EXIF is still a photo."""
+    try:
+        value = image.getexif().get(_EXIF_ORIENTATION, 1)
+    except (SyntaxError, ValueError, TypeError, KeyError, OSError, struct.error):
+        return 1
+    return value if isinstance(value, int) else 1
+
+
+def _refuse_bomb(image: Image.Image, path: Path) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        raise UserError(
+            f"photo {path} has {image.width} x {image.height} pixels, at most {MAX_PIXELS:,} are read; shrink it"
+        )

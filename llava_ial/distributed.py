@@ -1,0 +1,160 @@
+"""Several processes that train as one: gathering with gradient, agreement between ranks, and traps of the launchers.
+
+Every function works without a process group too, where it is the identity: a script needs no second path.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from llava_ial.errors import UserError
+
+ResultT = TypeVar("ResultT")
+
+
+def world_size() -> int:
+    """Number of processes that train together."""
+    return dist.get_world_size() if _is_distributed() else 1
+
+
+def rank() -> int:
+    """Index of this process, 0 on the main one."""
+    return dist.get_rank() if _is_distributed() else 0
+
+
+def is_main_process() -> bool:
+    """True on the one process that writes files and prints."""
+    return rank() == 0
+
+
+def refuse_wrong_world_size(expected: int) -> None:
+    """Stops unless as many processes train together as the configuration says.
+
+    Launchers start fewer than asked without a word: ``accelerate launch --cpu --num_processes 2`` starts one, and
+    without a GPU and without ``--cpu true`` for the script two started processes do not find each other.
+
+    Raises:
+        UserError: With the launch line that works.
+    """
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if world_size() == expected:
+        return
+    if started == expected:
+        why = f"{started} processes were started but train apart; on a machine without a GPU add --cpu true"
+    else:
+        why = (
+            f"{started} process(es) were started; launch with 'accelerate launch --multi_gpu --num_processes {expected}"
+            " --num_machines 1 ...', also on the CPU: 'accelerate launch --cpu' starts one process only; "
+            f"or set --num_processes {started}"
+        )
+    raise UserError(f"--num_processes {expected}: {why}")
+
+
+def run_on_main_process(function: Callable[[], ResultT]) -> ResultT:
+    """Runs ``function`` on the main process and hands its result to all.
+
+    A ``UserError`` there ends every process with exit code 2, and only the main one prints it: none is left waiting.
+    """
+    if not _is_distributed():
+        return function()
+    shared: list[Any] = [None, None]
+    error: UserError | None = None
+    if is_main_process():
+        try:
+            shared[0] = function()
+        except UserError as raised:
+            error, shared[1] = raised, str(raised)
+    dist.broadcast_object_list(shared, src=0)
+    if shared[1] is not None:
+        shut_down()
+        if error is not None:
+            raise error
+        sys.exit(2)
+    result: ResultT = shared[0]
+    return result
+
+
+def wait_for_everyone() -> None:
+    """Returns when every process has come here."""
+    if _is_distributed():
+        dist.barrier()
+
+
+def shut_down() -> None:
+    """Leaves the process group; the last distributed call of a program.
+
+    The barrier is no courtesy: a gloo thread that still holds a tensor of Python's when the interpreter ends asks for
+    its lock and aborts the process. While this thread waits here, such threads get the lock and let go.
+    """
+    if _is_distributed():
+        dist.barrier()
+        dist.destroy_process_group()
+
+
+def any_rank(*flags: bool, device: torch.device | None = None) -> list[bool]:
+    """For each flag: True if it is set on any process, so that all take the same branch (one message for all flags)."""
+    if not _is_distributed():
+        return list(flags)
+    shared = torch.tensor(flags, dtype=torch.int32, device=device)
+    dist.all_reduce(shared, op=dist.ReduceOp.MAX)
+    return [bool(flag) for flag in shared.tolist()]
+
+
+def gather_objects(value: Any) -> list[Any]:
+    """A small Python object of every rank, in rank order."""
+    if not _is_distributed():
+        return [value]
+    found: list[Any] = [None] * world_size()
+    dist.all_gather_object(found, value)
+    return found
+
+
+def gather_with_gradient(tensor: torch.Tensor) -> torch.Tensor:
+    """Rows of all ranks in rank order, differentiable.
+
+    A plain ``all_gather`` cuts the graph: the loss is right and the gradient too small. Here each rank receives, for
+    its own rows, the sum of the gradients of all ranks. So when every rank computes the loss of the whole batch and
+    the wrapper averages parameter gradients over ranks (DDP), the result is the gradient of one process on the whole
+    batch: the factor ``world_size`` of the sum and the one of the mean cancel. Ranks may hold different numbers of
+    rows.
+
+    Args:
+        tensor: ``(N_rank, ...)``; the same shape behind the first dimension everywhere.
+
+    Returns:
+        ``(sum of N_rank, ...)``.
+    """
+    if not _is_distributed():
+        return tensor
+    gathered: torch.Tensor = _Gather.apply(tensor)  # type: ignore[no-untyped-call]
+    return gathered
+
+
+class _Gather(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, tensor: torch.Tensor) -> torch.Tensor:
+        own = torch.tensor([len(tensor)], device=tensor.device)
+        sizes = [torch.zeros_like(own) for _ in range(world_size())]
+        dist.all_gather(sizes, own)
+        ctx.sizes = [int(size) for size in sizes]
+        # Collectives want one shape on all ranks: short ones are padded, and the padding never leaves this function.
+        padded = tensor.new_zeros((max(ctx.sizes), *tensor.shape[1:]))
+        padded[: len(tensor)] = tensor
+        parts = [torch.empty_like(padded) for _ in ctx.sizes]
+        dist.all_gather(parts, padded)
+        return torch.cat([part[:size] for part, size in zip(parts, ctx.sizes, strict=True)])
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> torch.Tensor:
+        total = gradients[0].contiguous().clone()
+        dist.all_reduce(total)
+        start = sum(ctx.sizes[: rank()])
+        return total[start : start + ctx.sizes[rank()]]
+
+
+def _is_distributed() -> bool:
+    return dist.is_available() and dist.is_initialized()

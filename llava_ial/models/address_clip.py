@@ -1,0 +1,102 @@
+"""AddressCLIP: CLIP whose image encoder knows places and whose text encoder knows addresses (arXiv 2407.08156).
+
+No parameter is added: this is a ``transformers`` CLIP with the three texts of a training step (address, caption) going
+through its one text encoder. What is saved is a plain ``CLIPModel`` folder.
+"""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn.functional import normalize
+from tqdm import tqdm
+from transformers import CLIPModel, PreTrainedTokenizerBase
+
+from llava_ial.errors import UserError
+
+# CLIP (arXiv 2103.00020, section 2.5) keeps logits from being scaled by more than 100.
+MAX_LOG_LOGIT_SCALE = math.log(100)
+
+
+class AddressCLIP(nn.Module):
+    """A dual encoder and the features that a training step needs of it.
+
+    Args:
+        clip: The encoder that is tuned.
+    """
+
+    def __init__(self, clip: CLIPModel) -> None:
+        super().__init__()
+        self.clip = clip
+
+    @property
+    def max_text_length(self) -> int:
+        """Longest text in tokens, marks of beginning and end included."""
+        return int(self.clip.config.text_config.max_position_embeddings)
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,  # (B, 3, H, W)
+        address_input_ids: torch.Tensor,  # (B, T_a)
+        address_attention_mask: torch.Tensor,  # (B, T_a)
+        caption_input_ids: torch.Tensor,  # (B, T_c)
+        caption_attention_mask: torch.Tensor,  # (B, T_c)
+    ) -> dict[str, torch.Tensor]:
+        """Features of a batch, each ``(B, D)`` of length one, and the factor ``logit_scale ()`` on their cosines."""
+        return {
+            "image_features": self.encode_images(pixel_values),
+            "address_features": self.encode_texts(address_input_ids, address_attention_mask),
+            "caption_features": self.encode_texts(caption_input_ids, caption_attention_mask),
+            "logit_scale": self.clip.logit_scale.exp(),
+        }
+
+    def encode_images(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """``(B, 3, H, W)`` to ``(B, D)`` of length one."""
+        features: torch.Tensor = self.clip.get_image_features(pixel_values=pixel_values).pooler_output
+        return normalize(features, dim=-1)
+
+    def encode_texts(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        """``(B, T)`` to ``(B, D)`` of length one."""
+        features: torch.Tensor = self.clip.get_text_features(
+            input_ids=input_ids, attention_mask=attention_mask
+        ).pooler_output
+        return normalize(features, dim=-1)
+
+    @torch.no_grad()
+    def clamp_logit_scale(self) -> None:
+        """Holds the learnt temperature where CLIP holds it; called after every optimiser step."""
+        self.clip.logit_scale.clamp_(max=MAX_LOG_LOGIT_SCALE)
+
+    @torch.no_grad()
+    def embed_texts(
+        self, texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, batch_size: int = 256, progress: bool = False
+    ) -> torch.Tensor:
+        """Features of any texts, ``(N, D)`` float32 of length one: the gallery, or candidates in a user's own words."""
+        device = self.clip.device
+        rows = []
+        for start in tqdm(range(0, len(texts), batch_size), desc="texts", disable=not progress, leave=False):
+            part = list(texts[start : start + batch_size])
+            tokens = tokenizer(
+                part, padding=True, truncation=True, max_length=self.max_text_length, return_tensors="pt"
+            )
+            rows.append(self.encode_texts(tokens["input_ids"].to(device), tokens["attention_mask"].to(device)).float())
+        return torch.cat(rows)
+
+
+def load_clip(name: str) -> CLIPModel:
+    """A CLIP by hub name or folder, in float32.
+
+    Raises:
+        UserError: It is not there, is no CLIP, or its file lacks weights (they would be random without a word).
+    """
+    if name.startswith((".", "/", "~")) and not Path(name).is_dir():
+        raise UserError(f"base model {name}: no such folder")
+    try:
+        clip, info = CLIPModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
+    except (OSError, ValueError) as error:
+        raise UserError(f"base model {name}: {error}") from error
+    if missing := sorted(info["missing_keys"]):
+        raise UserError(f"base model {name}: {len(missing)} weights are missing, for example {missing[0]}: no CLIP")
+    return clip

@@ -1,0 +1,150 @@
+"""Two processes against one: the same loss and the same gradients."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from llava_ial import distributed
+from llava_ial.errors import UserError
+from llava_ial.models.losses import POSITIVES, LossWeights, address_clip_losses
+
+ROOT = Path(__file__).resolve().parents[1]
+BATCH, WIDTH = 9, 6
+
+
+class TinyEncoders(nn.Module):
+    """Linear stand-ins for the two encoders, so that every parameter's gradient can be compared."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.image, self.text = nn.Linear(4, WIDTH, dtype=dtype), nn.Linear(4, WIDTH, dtype=dtype)
+        self.logit_scale = nn.Parameter(torch.tensor(1.5, dtype=dtype))
+
+    def forward(self, photo: torch.Tensor, address: torch.Tensor, caption: torch.Tensor) -> dict[str, torch.Tensor]:
+        def unit(rows: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.normalize(rows, dim=-1)
+
+        return {
+            "image_features": unit(self.image(photo)),
+            "address_features": unit(self.text(address)),
+            "caption_features": unit(self.text(caption)),
+            "logit_scale": self.logit_scale.exp(),
+        }
+
+
+def run_losses(rows: list[int], dtype: torch.dtype, positives: str, part: str) -> dict[str, torch.Tensor]:
+    """Loss ``part`` and gradients of the rows of this rank, gathered over all."""
+    torch.manual_seed(0)
+    model: nn.Module = TinyEncoders(dtype)
+    photo, address, caption = (torch.randn(BATCH, 4, dtype=dtype)[rows] for _ in range(3))
+    address_id, xy_m = torch.randint(0, 3, (BATCH,))[rows], (200 * torch.rand(BATCH, 2))[rows]
+    wrapped = nn.parallel.DistributedDataParallel(model) if distributed.world_size() > 1 else model
+    features = wrapped(photo, address, caption)
+    everyone = {name: distributed.gather_with_gradient(f) if f.ndim else f for name, f in features.items()}
+    losses = address_clip_losses(
+        everyone, distributed.gather_with_gradient(address_id), distributed.gather_with_gradient(xy_m),
+        weights=LossWeights(), positives=positives,
+    )  # fmt: skip
+    # A loss of photos alone leaves the text side without gradient, which the wrapper must be told: a zero of all.
+    (losses[part] + 0.0 * sum(f.sum() for f in features.values())).backward()
+    return {"loss": losses[part].detach(), **{name: p.grad for name, p in model.named_parameters()}}
+
+
+def cases() -> list[tuple[torch.dtype, str, str]]:
+    parts = ("image_address_loss", "image_caption_loss", "image_geography_loss", "loss")
+    dtypes = (torch.float64, torch.float32)
+    return [(dtype, positives, part) for dtype in dtypes for positives in POSITIVES for part in parts]
+
+
+def split_rows(case: str, rank: int) -> list[int]:
+    equal = [[0, 2, 4, 6], [1, 3, 5, 7]]
+    unequal = [[0, 1, 2, 3, 4, 5, 6], [7, 8]]
+    return {"equal": equal, "unequal": unequal}[case][rank]
+
+
+def worker(folder: str) -> None:
+    """What each of the two processes runs."""
+    torch.distributed.init_process_group("gloo")
+    rank = distributed.rank()
+    results = {
+        f"{division} {dtype} {positives} {part}": run_losses(split_rows(division, rank), dtype, positives, part)
+        for division in ("equal", "unequal")
+        for dtype, positives, part in cases()
+    }
+    torch.save(results, Path(folder) / f"{rank}.pt")
+    assert distributed.any_rank(rank == 1, False) == [True, False]
+    assert distributed.gather_objects(rank) == [0, 1]
+    assert distributed.run_on_main_process(lambda: f"made by {distributed.rank()}") == "made by 0"
+    distributed.wait_for_everyone()
+    with pytest.raises((UserError, SystemExit)[rank]) as caught:  # type: ignore[call-overload]
+        distributed.run_on_main_process(refuse)
+    assert rank == 0 or caught.value.code == 2
+    assert not torch.distributed.is_initialized()
+
+
+def refuse() -> None:
+    raise UserError("no")
+
+
+def launch(code: str, num_processes: int) -> None:
+    environment = {
+        **os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "MASTER_ADDR": "127.0.0.1",
+        "PYTHONWARNINGS": "ignore",
+    }  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        f"--nproc_per_node={num_processes}",
+        "--rdzv-backend=c10d",
+    ]
+    command += ["--rdzv-endpoint=127.0.0.1:0", "--no-python", sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+@pytest.fixture(scope="module")
+def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, torch.Tensor]]]:
+    folder = tmp_path_factory.mktemp("ranks")
+    launch(f"from tests.test_distributed import worker; worker({str(folder)!r})", 2)
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+@pytest.mark.parametrize("division", ["equal", "unequal"])
+@pytest.mark.parametrize(("dtype", "positives", "part"), cases())
+def test_two_processes_equal_one_in_loss_and_gradients(two_ranks, division, dtype, positives, part):
+    rows = split_rows(division, 0) + split_rows(division, 1)
+    whole = run_losses(rows, dtype, positives, part)
+    tolerance = 1e-6 if dtype == torch.float64 else 1e-5
+    for result in two_ranks:
+        found = result[f"{division} {dtype} {positives} {part}"]
+        assert set(found) == set(whole)
+        for name, expected in whole.items():
+            torch.testing.assert_close(found[name], expected, rtol=tolerance, atol=tolerance, msg=name)
+    assert any(gradient.abs().max() > 1e-4 for name, gradient in whole.items() if name != "loss")
+
+
+def test_without_a_group_everything_is_the_identity():
+    tensor = torch.ones(2, 3, requires_grad=True)
+    assert distributed.gather_with_gradient(tensor) is tensor
+    assert distributed.any_rank(True, False) == [True, False]
+    assert distributed.gather_objects("x") == ["x"]
+    assert distributed.run_on_main_process(lambda: 5) == 5
+    assert distributed.is_main_process()
+    assert distributed.world_size() == 1
+    distributed.wait_for_everyone()
+
+
+def test_a_wrong_world_size_is_refused_with_the_launch_line(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    distributed.refuse_wrong_world_size(1)
+    with pytest.raises(UserError, match=r"1 process.*--multi_gpu --num_processes 2"):
+        distributed.refuse_wrong_world_size(2)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UserError, match=r"train apart; .*--cpu true"):
+        distributed.refuse_wrong_world_size(2)
