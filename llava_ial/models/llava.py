@@ -1,0 +1,171 @@
+"""LLaVA with the tower of stage 1: built for training, and what of it trains."""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import nn
+from transformers import CLIPModel, LlavaForConditionalGeneration
+
+from llava_ial.errors import UserError
+from llava_ial.manifest import read_manifest
+from llava_ial.models.identity import tower_hash
+
+ADDRESS_CLIP_KIND = "address_clip"
+# Attention and MLP of the language model alone: by suffix ("q_proj") LoRA would land in the vision tower too.
+LORA_TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+PROJECTOR, TOWER = "multi_modal_projector", "vision_tower"
+_TOWER_SHAPE = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "image_size",
+    "patch_size",
+)
+
+
+@dataclass(frozen=True)
+class LoraSettings:
+    """LoRA of the language model; LLaVA's own recipe for a task is rank 128, alpha 256."""
+
+    rank: int = 128
+    alpha: int = 256
+    dropout: float = 0.05
+
+
+def load_base(base: str, *, dtype: torch.dtype = torch.float32) -> LlavaForConditionalGeneration:
+    """A LLaVA by name or folder.
+
+    Raises:
+        UserError: Nothing there, or another kind of model.
+    """
+    try:
+        model = LlavaForConditionalGeneration.from_pretrained(base, dtype=dtype)
+    except (OSError, ValueError) as error:
+        raise UserError(f"base '{base}' is no LLaVA that can be loaded: {str(error).splitlines()[0]}") from error
+    if model.config.model_type != "llava":
+        raise UserError(f"base '{base}' is a {model.config.model_type}; expected a llava (llava-hf/llava-1.5-7b-hf)")
+    return model
+
+
+def load_address_clip(folder: Path) -> CLIPModel:
+    """The encoder of stage 1, verified against its manifest.
+
+    Raises:
+        UserError: Not a finished stage 1 folder, or its weights are not those the manifest names.
+    """
+    manifest = read_manifest(folder, ADDRESS_CLIP_KIND)
+    model = CLIPModel.from_pretrained(folder)
+    found = tower_hash(model.vision_model)
+    if found != manifest.get("tower_hash"):
+        raise UserError(
+            f"{folder}: the vision tower is not the one its manifest names "
+            f"({found[:12]} instead of {str(manifest.get('tower_hash'))[:12]}); train stage 1 again or restore the file"
+        )
+    return model
+
+
+def attach_tower(llava: LlavaForConditionalGeneration, clip: CLIPModel) -> str:
+    """Hands the tower of stage 1 to LLaVA, module to module and strictly; returns its hash.
+
+    Raises:
+        UserError: The two towers differ in shape.
+    """
+    ours, theirs = clip.vision_model.config, llava.model.vision_tower.config
+    for name in _TOWER_SHAPE:
+        if getattr(ours, name) != getattr(theirs, name):
+            raise UserError(
+                f"the tower of stage 1 has {name} {getattr(ours, name)}, the base expects {getattr(theirs, name)}; "
+                "train stage 1 from the CLIP that the base was built on"
+            )
+    llava.model.vision_tower.load_state_dict(clip.vision_model.state_dict(), strict=True)
+    return tower_hash(llava.model.vision_tower)
+
+
+def set_features(llava: LlavaForConditionalGeneration, layer: int, strategy: str) -> int:
+    """Chooses which outputs of the tower LLaVA reads; returns the number of image tokens.
+
+    Args:
+        llava: Changed in place.
+        layer: Index into the tower's hidden states; LLaVA-1.5 reads -2. Of layer -1 only the class token was trained by
+            stage 1.
+        strategy: ``default`` drops the class token, ``full`` keeps it.
+
+    Raises:
+        UserError: Unknown strategy or layer.
+    """
+    vision = llava.config.vision_config
+    if strategy not in ("default", "full"):
+        raise UserError(f"vision_feature_select_strategy '{strategy}' is unknown; allowed: default, full")
+    if not -vision.num_hidden_layers - 1 <= layer <= vision.num_hidden_layers:
+        raise UserError(f"vision_feature_layer {layer}: the tower has {vision.num_hidden_layers} layers")
+    llava.config.vision_feature_layer = layer
+    llava.config.vision_feature_select_strategy = strategy
+    count = (vision.image_size // vision.patch_size) ** 2 + (strategy == "full")
+    llava.config.image_seq_length = count
+    return int(count)
+
+
+def add_adapter(llava: LlavaForConditionalGeneration, lora: LoraSettings) -> PeftModel:
+    """LoRA on the language model, the whole projector beside it; all else frozen.
+
+    The tower is in ``modules_to_save`` so that a checkpoint, opened with PEFT alone, brings the tower of stage 1 back
+    and not the base's; it does not train.
+
+    Raises:
+        UserError: LoRA found no module, or one in the vision tower.
+    """
+    model = get_peft_model(
+        llava,
+        LoraConfig(
+            r=lora.rank,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            target_modules=LORA_TARGETS,
+            modules_to_save=[PROJECTOR, TOWER],
+            task_type="CAUSAL_LM",
+        ),
+    )
+    named = [name for name, _ in model.named_parameters() if ".lora_" in name]
+    if not named or any(TOWER in name for name in named):
+        raise UserError("LoRA must be on the language model alone, and it is not; is the base a LLaVA-1.5?")
+    for name, parameter in model.named_parameters():
+        if TOWER in name:
+            parameter.requires_grad_(False)
+    return model
+
+
+def module_group(name: str) -> str:
+    """Which part of the model a parameter belongs to."""
+    if ".lora_" in name:
+        return "LoRA on the language model"
+    for mark, group in ((TOWER, "vision tower"), (PROJECTOR, "projector")):
+        if mark in name:
+            return group
+    return "language model"
+
+
+def trainable_table(model: nn.Module) -> str:
+    """Parameters by part: how many there are and how many train."""
+    total: Counter[str] = Counter()
+    training: Counter[str] = Counter()
+    for name, parameter in model.named_parameters():
+        if "original_module" in name:
+            continue  # PEFT keeps the base's copy of a saved module; it is not used
+        # Under ZeRO-3 a partitioned tensor is empty here and DeepSpeed keeps its size beside it.
+        count = int(getattr(parameter, "ds_numel", parameter.numel()))
+        total[module_group(name)] += count
+        training[module_group(name)] += count if parameter.requires_grad else 0
+    rows = [f"{group:<28}{total[group]:>14,}{training[group]:>14,}" for group in sorted(total)]
+    head = f"{'part':<28}{'parameters':>14}{'trained':>14}"
+    return "\n".join([head, *rows, f"{'all':<28}{sum(total.values()):>14,}{sum(training.values()):>14,}"])
+
+
+def saved_module(model: PeftModel, name: str) -> Any:
+    """The copy of a ``modules_to_save`` module that is in use."""
+    wrapper = getattr(model.get_base_model().model, name)
+    return wrapper.modules_to_save["default"]
