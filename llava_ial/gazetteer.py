@@ -1,0 +1,282 @@
+"""From free text to an address of the map: what a model, or a person, named.
+
+Tried in this order, the surest first (``Match.how``):
+
+    template   the text ends with an address of the list exactly as the project says it
+    exact      the text ends with an address of the list in a published form, abbreviations and case aside
+    between    "between A and B": two streets that bound the place, and the main street beside them
+    ngram      the longest known names in the text
+    fuzzy      the same with one mistyped letter in a name
+    unmatched  no street of the map
+
+A street that is denied ("not on Grant Street") is not named.
+"""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from llava_ial.address import Address, format_canonical, format_spoken, format_verbose
+from llava_ial.near_names import NearNames
+from llava_ial.place_names import Token, name_key, plain_key, spellings, tokenize
+
+_STREET, _NEIGHBOURHOOD, _CITY = "street", "neighbourhood", "city"
+_DENIALS = frozenset({"not", "isnt", "wasnt", "arent", "cannot", "never", "nicht", "kein", "keine", "unlike"})
+_BETWEEN = frozenset({"between", "zwischen"})
+_NEAR = frozenset({"near", "nahe"})
+_AND = frozenset({"and", "und"})
+# Words that may stand between a denial, "between" or "near" and the name that it is about.
+_FILLERS = frozenset({
+    "on", "in", "at", "the", "from", "along", "be", "to", "taken", "located", "is", "was", "really", "actually",
+    "auf", "an", "der", "die", "das", "dem", "den",
+})  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Match:
+    """What a text names, in the map's own spelling; "" and () where it names none.
+
+    Attributes:
+        street: Main street.
+        cross_streets: Streets that bound the piece.
+        neighbourhood, city: As named.
+        how: Which step found it, see the module's docstring.
+    """
+
+    street: str = ""
+    cross_streets: tuple[str, ...] = ()
+    neighbourhood: str = ""
+    city: str = ""
+    how: str = "unmatched"
+
+
+@dataclass(frozen=True)
+class _Mention:
+    """A known name in a text: its tokens, and its spelling on the map for each kind of place that bears it."""
+
+    start: int
+    end: int
+    names: dict[str, str]
+
+
+class Gazetteer:
+    """The names of a list of addresses, ready to be found in text.
+
+    Args:
+        addresses: The candidates, as in a data set's gallery.
+
+    Example:
+        >>> from llava_ial.address import CrossStreet
+        >>> crossings = (CrossStreet("North Craig Street"), CrossStreet("Fifth Avenue"))
+        >>> gazetteer = Gazetteer([Address("Forbes Avenue", "Oakland", crossings, "Pittsburgh")])
+        >>> match = gazetteer.match("Looks like Forbes Ave, between N. Craig St and 5th Av.")
+        >>> match.street, match.cross_streets, match.how
+        ('Forbes Avenue', ('North Craig Street', 'Fifth Avenue'), 'between')
+        >>> gazetteer.match("That is not Forbes Avenue.").how
+        'unmatched'
+    """
+
+    def __init__(self, addresses: Iterable[Address]) -> None:
+        self.addresses = tuple(dict.fromkeys(addresses))
+        self._by_street: dict[str, list[Address]] = defaultdict(list)
+        self._spoken: dict[str, Match] = {}
+        self._whole: dict[str, Match | None] = {}
+        for address in self.addresses:
+            self._by_street[address.street].append(address)
+            self._spoken[format_spoken(address)] = _as_match(address, "template")
+            found = _as_match(address, "exact")
+            for text in (format_spoken(address), format_verbose(address), format_canonical(address)):
+                # Two addresses that differ in an abbreviation alone cannot be told apart this way.
+                is_clear = self._whole.setdefault(name_key(text), found) == found
+                self._whole[name_key(text)] = found if is_clear else None
+        self._names = _names_by_key(self.addresses)
+        self._longest: dict[str, int] = defaultdict(int)
+        for key in self._names:
+            words = key.split(" ")
+            self._longest[words[0]] = max(self._longest[words[0]], len(words))
+        self._near = NearNames({name for kinds in self._names.values() for name in kinds.get(_STREET, [])})
+
+    def match(self, text: str) -> Match:
+        """The address that a text names. Never raises; a text without a known street is ``unmatched``."""
+        tokens = tokenize(text)
+        mentions = self._mentions(tokens, text)
+        if whole := self._whole_address(text, tokens, mentions):
+            return whole
+        found, has_gap = _interpret(tokens, mentions)
+        if not has_gap:
+            return found
+        added = [m for part in _uncovered(tokens, mentions) for m in [self._near_mention(tokens, *part)] if m]
+        if not added:
+            return found
+        better, _ = _interpret(tokens, sorted([*mentions, *added], key=lambda mention: mention.start))
+        is_same = (better.street, better.cross_streets) == (found.street, found.cross_streets)
+        return found if is_same else replace(better, how="fuzzy")
+
+    def candidates(self, match: Match) -> list[Address]:
+        """The addresses of the list that fit all that was named; none without a main street."""
+        return [
+            address
+            for address in self._by_street.get(match.street, [])
+            if match.neighbourhood in ("", address.neighbourhood)
+            and match.city in ("", address.city)
+            and (not match.cross_streets or sorted(match.cross_streets) == _crossings(address))
+        ]
+
+    def _mentions(self, tokens: Sequence[Token], text: str) -> list[_Mention]:
+        """Known names from left to right, the longest at each place, without overlaps."""
+        found = []
+        start = 0
+        while start < len(tokens):
+            size = min(self._longest.get(tokens[start].key, 0), len(tokens) - start)
+            while size and not (names := self._names_of(tokens[start : start + size], text)):
+                size -= 1
+            if size:
+                found.append(_Mention(start, start + size, names))
+            start += max(size, 1)
+        return found
+
+    def _names_of(self, part: Sequence[Token], text: str) -> dict[str, str]:
+        """The places that these words name, by kind."""
+        kinds = self._names.get(" ".join(token.key for token in part))
+        if not kinds:
+            return {}
+        plain = " ".join(token.plain for token in part)
+        names = {kind: _closest_spelling(options, plain, text) for kind, options in kinds.items()}
+        if any(token.is_after_break for token in part[1:]):  # "Main, Street 5" does not name Main Street
+            names = {kind: name for kind, name in names.items() if name in text}
+        return names
+
+    def _whole_address(self, text: str, tokens: Sequence[Token], mentions: Sequence[_Mention]) -> Match | None:
+        """An address of the list in full, from its first word to the end of the text."""
+        main = next((m for m in mentions if _STREET in m.names), None)
+        if main is None or _is_denied(tokens, main.start):
+            return None
+        sentence = text.strip()
+        for end in (sentence, sentence.removesuffix(".")):
+            for offset in _places_of(main.names[_STREET], end):
+                if found := self._spoken.get(end[offset:]):
+                    return found
+        starts = {0, main.start, *(i for i, token in enumerate(tokens) if token.key == "located")}
+        for start in sorted(starts):
+            found = self._whole.get(" ".join(token.key for token in tokens[start:]))
+            if found and found.street == main.names[_STREET]:
+                return found
+        return None
+
+    def _near_mention(self, tokens: Sequence[Token], start: int, end: int) -> _Mention | None:
+        """The street whose name one mistyped letter turns into words of this part, if there is just one such street."""
+        for size in range(min(end - start, self._near.max_words + 1), 0, -1):
+            found: dict[str, int] = {}
+            for first in range(start, end - size + 1):
+                if name := self._near.find(tokens[first : first + size]):
+                    found.setdefault(name, first)
+            if len(found) == 1:
+                ((name, first),) = found.items()
+                return _Mention(first, first + size, {_STREET: name})
+        return None
+
+
+def _interpret(tokens: Sequence[Token], mentions: Sequence[_Mention]) -> tuple[Match, bool]:
+    """Roles of the names in a text, and whether it lacks a street that an unknown word may stand for."""
+    streets = [m for m in mentions if _STREET in m.names]
+    bounds, has_gap = _bounds(tokens, streets)
+    free = [m for m in streets if m not in bounds and not _is_denied(tokens, m.start)]
+    # A name that a neighbourhood or the city bears too is the street only where nothing else can be.
+    main = min(free, key=lambda m: (len(m.names), m.start), default=None)
+    areas = {
+        kind: next(
+            (
+                m.names[kind]
+                for m in mentions
+                if kind in m.names and m is not main and m not in bounds and not _is_denied(tokens, m.start)
+            ),
+            "",
+        )
+        for kind in (_NEIGHBOURHOOD, _CITY)
+    }
+    match = Match(
+        street=main.names[_STREET] if main else "",
+        cross_streets=tuple(m.names[_STREET] for m in bounds),
+        neighbourhood=areas[_NEIGHBOURHOOD],
+        city=areas[_CITY],
+        how="between" if len(bounds) == 2 else "ngram" if main or bounds else "unmatched",
+    )
+    return match, has_gap or main is None
+
+
+def _bounds(tokens: Sequence[Token], streets: Sequence[_Mention]) -> tuple[list[_Mention], bool]:
+    """The streets of the first "between A and B" or "near A", and whether one of them is an unknown word."""
+    by_start = {m.start: m for m in streets}
+    for i, token in enumerate(tokens):
+        if token.key not in _BETWEEN and token.key not in _NEAR:
+            continue
+        first = by_start.get(_skip(tokens, i + 1, _FILLERS))
+        if token.key in _NEAR:
+            return ([first], False) if first else ([], True)
+        ands = [j for j in range(first.end if first else i + 1, len(tokens)) if tokens[j].key in _AND]
+        second = by_start.get(_skip(tokens, ands[0] + 1, _FILLERS)) if ands else None
+        return [m for m in (first, second) if m], first is None or second is None
+    return [], False
+
+
+def _is_denied(tokens: Sequence[Token], start: int) -> bool:
+    before = start - 1
+    while before >= 0 and tokens[before].key in _FILLERS and not tokens[before + 1].is_after_break:
+        before -= 1
+    return before >= 0 and tokens[before].key in _DENIALS and not tokens[before + 1].is_after_break
+
+
+def _skip(tokens: Sequence[Token], start: int, words: frozenset[str]) -> int:
+    while start < len(tokens) and tokens[start].key in words:
+        start += 1
+    return start
+
+
+def _uncovered(tokens: Sequence[Token], mentions: Sequence[_Mention]) -> Iterator[tuple[int, int]]:
+    """Runs of words that no mention covers and no comma parts, as (start, end)."""
+    covered = {i for m in mentions for i in range(m.start, m.end)}
+    start = 0
+    for i in range(len(tokens) + 1):
+        if i == len(tokens) or i in covered or tokens[i].is_after_break:
+            if i > start:
+                yield start, i
+            start = i + 1 if i in covered else i
+
+
+def _names_by_key(addresses: Sequence[Address]) -> dict[str, dict[str, list[str]]]:
+    """Every name by its comparison key, then by kind; several names may share a key."""
+    kinds = {
+        _STREET: {a.street for a in addresses} | {c.street for a in addresses for c in a.cross_streets},
+        _NEIGHBOURHOOD: {a.neighbourhood for a in addresses} - {""},
+        _CITY: {a.city for a in addresses} - {""},
+    }
+    found: dict[str, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for kind, names in kinds.items():
+        for name in sorted(names):
+            for key in {name_key(spelling) for spelling in spellings(name)} - {""}:
+                found[key][kind].append(name)
+    return found
+
+
+def _closest_spelling(names: Sequence[str], plain: str, text: str) -> str:
+    """Of several names with one key the one that is written like the text."""
+    if len(names) == 1:
+        return names[0]
+    words = set(plain.split(" "))
+    return min(names, key=lambda name: (name not in text, len(words ^ set(plain_key(name).split(" ")))))
+
+
+def _as_match(address: Address, how: str) -> Match:
+    crossings = tuple(cross.street for cross in address.cross_streets)
+    return Match(address.street, crossings, address.neighbourhood, address.city, how)
+
+
+def _crossings(address: Address) -> list[str]:
+    return sorted(cross.street for cross in address.cross_streets)
+
+
+def _places_of(part: str, text: str) -> Iterator[int]:
+    at = text.find(part)
+    while at >= 0:
+        yield at
+        at = text.find(part, at + 1)
