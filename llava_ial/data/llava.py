@@ -87,10 +87,12 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message
 def disarm(text: str, tokenizer: PreTrainedTokenizerBase) -> str:
     """Breaks marks such as ``</s>`` or ``<image>`` that somebody typed, so that they stay words.
 
+    Added tokens count whether or not they are declared special: in LLaVA's folders ``<image>`` often is not.
+
     Example:
         A user's "what does </s> mean?" becomes "what does < /s> mean?".
     """
-    for mark in tokenizer.all_special_tokens:
+    for mark in sorted({*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}):
         text = text.replace(mark, f"{mark[0]} {mark[1:]}")
     return text
 
@@ -170,7 +172,11 @@ def _encode(
     *,
     add_generation_prompt: bool = False,
 ) -> tuple[list[int], list[int]]:
-    turns = [{"role": message.role, "content": _content(message, tokenizer)} for message in messages]
+    place = next((turn for turn, message in enumerate(messages) if _has_image_mark(message)), None)
+    turns = [
+        {"role": message.role, "content": _content(message.content, tokenizer, has_image=turn == place)}
+        for turn, message in enumerate(messages)
+    ]
     rendered, spoken = render_jinja_template(
         conversations=[turns],
         chat_template=load_chat_template(),
@@ -191,11 +197,16 @@ def _encode(
     return ids, labels
 
 
-def _content(message: Message, tokenizer: PreTrainedTokenizerBase) -> str:
-    """The message with every typed mark disarmed; the leading image mark, put there by the project, stays."""
-    if message.role != "user":
-        return disarm(message.content, tokenizer)
-    head, mark, rest = message.content.partition(IMAGE_TOKEN)
-    if not mark or head.strip():
-        return disarm(message.content, tokenizer)
-    return IMAGE_TOKEN + disarm(rest, tokenizer)
+def _has_image_mark(message: Message) -> bool:
+    return message.role == "user" and IMAGE_TOKEN in message.content
+
+
+def _content(text: str, tokenizer: PreTrainedTokenizerBase, *, has_image: bool) -> str:
+    """The text with every typed mark disarmed; the first image mark of a dialogue alone stands for the photo.
+
+    Wherever a data set puts that mark, it comes first on a line of its own, as in LLaVA's training.
+    """
+    if not has_image:
+        return disarm(text, tokenizer)
+    head, _, rest = text.partition(IMAGE_TOKEN)
+    return f"{IMAGE_TOKEN}\n{disarm((head + rest).strip(), tokenizer)}"
