@@ -6,7 +6,7 @@ Every function works without a process group too, where it is the identity: a sc
 import os
 import sys
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -55,27 +55,31 @@ def refuse_wrong_world_size(expected: int) -> None:
 
 
 def run_on_main_process(function: Callable[[], ResultT]) -> ResultT:
-    """Runs ``function`` on the main process and hands its result to all.
+    """Runs ``function`` on the main process and hands its result to all; errors as in ``run_on_every_process``."""
+    result = run_on_every_process(lambda: function() if is_main_process() else None)
+    everyone: list[ResultT] = gather_objects(result)
+    return everyone[0]
 
-    A ``UserError`` there ends every process with exit code 2, and only the main one prints it: none is left waiting.
+
+def run_on_every_process(function: Callable[[], ResultT]) -> ResultT:
+    """Runs ``function`` on each process.
+
+    A ``UserError`` on any ends every process with exit code 2, and only the main one prints it: none is left waiting.
     """
-    if not _is_distributed():
-        return function()
-    shared: list[Any] = [None, None]
+    result: ResultT | None = None
     error: UserError | None = None
-    if is_main_process():
-        try:
-            shared[0] = function()
-        except UserError as raised:
-            error, shared[1] = raised, str(raised)
-    dist.broadcast_object_list(shared, src=0)
-    if shared[1] is not None:
+    try:
+        result = function()
+    except UserError as raised:
+        error = raised
+    messages = [message for message in gather_objects(str(error) if error else None) if message is not None]
+    if messages:
+        is_main = is_main_process()
         shut_down()
-        if error is not None:
-            raise error
+        if is_main:
+            raise UserError(messages[0]) from error
         sys.exit(2)
-    result: ResultT = shared[0]
-    return result
+    return cast(ResultT, result)
 
 
 def wait_for_everyone() -> None:

@@ -1,0 +1,112 @@
+"""The folder that stage 1 writes, and its checkpoints: a plain CLIP of ``transformers`` with its gallery.
+
+    config.json  model.safetensors  tokenizer*  preprocessor_config.json      CLIPModel, CLIPVisionModel, CLIPProcessor
+    gallery/part-00000.parquet  gallery_embeddings.safetensors                the candidate addresses and their features
+    metrics.json  manifest.json                                               what it measured, what it is
+
+A checkpoint is such a folder too, with ``training_state.pt`` to go on from.
+"""
+
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from transformers import CLIPModel, PreTrainedTokenizerBase
+
+from llava_ial.data.dataset import IALDataset
+from llava_ial.errors import UserError
+from llava_ial.manifest import publish_manifest, write_json
+from llava_ial.models.address_clip import load_clip
+from llava_ial.models.identity import tower_hash
+
+KIND = "address_clip"
+GALLERY_PART = Path("gallery") / "part-00000.parquet"
+GALLERY_EMBEDDINGS = "gallery_embeddings.safetensors"
+TRAINING_STATE = "training_state.pt"
+
+
+@dataclass(frozen=True)
+class ClipFolderWriter:
+    """Everything that does not change while a run trains.
+
+    Attributes:
+        identity: Configuration that the output folder was claimed with.
+        base: Name or folder of the model that training started from.
+        parents: Names and hashes of what the run was made from.
+    """
+
+    dataset: IALDataset
+    tokenizer: PreTrainedTokenizerBase
+    image_processor: Any
+    identity: Mapping[str, Any]
+    base: str
+    parents: Mapping[str, str]
+
+    def write(
+        self,
+        folder: Path,
+        clip: CLIPModel,
+        gallery_embeddings: torch.Tensor,
+        metrics: Mapping[str, Mapping[str, float]],
+        *,
+        lies_in: Path | None = None,
+        **facts: Any,
+    ) -> None:
+        """Writes model, processor, gallery and metrics, and the manifest last.
+
+        Args:
+            folder: Exists.
+            clip: The encoder.
+            gallery_embeddings: ``(C, D)``, in the order of the gallery, length one.
+            metrics: Per split.
+            lies_in: Where the folder will lie, if it is renamed afterwards; the base is named relative to it.
+            facts: Further entries of the manifest.
+        """
+        clip.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+        self.image_processor.save_pretrained(folder)
+        (folder / GALLERY_PART.parent).mkdir(exist_ok=True)
+        shutil.copyfile(self.dataset.folder / GALLERY_PART, folder / GALLERY_PART)
+        save_file({"verbose": gallery_embeddings.float().cpu().contiguous()}, folder / GALLERY_EMBEDDINGS)
+        write_json(folder / "metrics.json", metrics)
+        publish_manifest(
+            folder,
+            KIND,
+            self.identity,
+            parents=self.parents,
+            base=base_reference(self.base, lies_in or folder),
+            tower_hash=tower_hash(clip.vision_model),
+            gallery_hash=self.dataset.gallery_hash,
+            metrics=metrics,
+            **facts,
+        )
+
+
+def base_reference(base: str, folder: Path) -> str:
+    """The base as a manifest states it: a hub name, or a path relative to the folder of the manifest."""
+    return os.path.relpath(base, folder) if Path(base).is_dir() else base
+
+
+def save_training_state(folder: Path, optimizer: torch.optim.Optimizer, step: int) -> None:
+    """Optimiser and number of finished steps; everything else is a function of the step."""
+    torch.save({"optimizer": optimizer.state_dict(), "step": step}, folder / TRAINING_STATE)
+
+
+def load_checkpoint(folder: Path, clip: CLIPModel, optimizer: torch.optim.Optimizer) -> int:
+    """Puts a checkpoint into model and optimiser; returns its step.
+
+    Raises:
+        UserError: The checkpoint cannot be read.
+    """
+    clip.load_state_dict(load_clip(str(folder.resolve())).state_dict())
+    try:
+        state = torch.load(folder / TRAINING_STATE, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError) as error:
+        raise UserError(f"{folder / TRAINING_STATE}: unreadable, delete this checkpoint: {error}") from error
+    optimizer.load_state_dict(state["optimizer"])
+    return int(state["step"])

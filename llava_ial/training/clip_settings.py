@@ -1,0 +1,123 @@
+"""Options of stage 1: the dataclass that a YAML file and the command line fill."""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from llava_ial.data.augmentation import Augmentation
+from llava_ial.errors import UserError
+from llava_ial.models.losses import POSITIVES, LossWeights
+from llava_ial.splits import SPLIT_NAMES
+
+# These say where things lie and how fast it goes, not what comes out: a run may be resumed with others. The inputs
+# stand in a run's identity by their hashes.
+_NOT_IDENTITY = (
+    "data", "image_root", "base", "output", "cpu", "num_workers", "checkpoint_every", "keep_checkpoints", "dry_run",
+)  # fmt: skip
+
+
+@dataclass
+class ClipSettings:
+    """What to train on, how, and where the result goes; losses, schedule and batch default to the paper's values."""
+
+    data: Path = field(metadata={"help": "data set folder, made by python -m data_gen.build"})
+    base: str = field(metadata={"help": "CLIP to start from: name on the Hugging Face hub, or a folder"})
+    output: Path = field(metadata={"help": "folder to write; the same settings again continue or find it done"})
+    image_root: Path | None = field(
+        default=None, metadata={"help": "where the photos lie, if they were moved since the data set was made"}
+    )
+
+    num_epochs: int = field(default=100, metadata={"help": "times that every photo is seen"})
+    batch_size: int = field(default=256, metadata={"help": "photos of a step over all processes"})
+    learning_rate: float = field(default=2.4e-5, metadata={"help": "highest learning rate"})
+    final_learning_rate: float = field(default=2.4e-8, metadata={"help": "learning rate of the last step"})
+    warmup_steps: int = field(default=0, metadata={"help": "steps on which the learning rate rises"})
+    weight_decay: float = field(default=0.0, metadata={"help": "of matrices; 0 makes AdamW the paper's Adam"})
+    max_gradient_norm: float = field(default=1.0, metadata={"help": "gradients are scaled down to this norm"})
+    mixed_precision: str = field(default="no", metadata={"help": "no or bf16"})
+
+    address_weight: float = field(default=1.0, metadata={"help": "share of image_address_loss"})
+    caption_weight: float = field(default=0.2, metadata={"help": "share of image_caption_loss"})
+    geography_weight: float = field(default=0.8, metadata={"help": "share of image_geography_loss"})
+    positives: str = field(
+        default="paper",
+        metadata={
+            "help": "which texts of a batch are right for a photo: paper (its own alone), multi (all of its address), "
+            "geo (by distance)"
+        },
+    )
+    sigma_m: float = field(default=50.0, metadata={"help": "decay of --positives geo in metres"})
+
+    min_crop_area: float = field(
+        default=1.0, metadata={"help": "random crops keep at least this share of a photo's area; 1 crops nothing"}
+    )
+    colour_jitter: float = field(
+        default=0.0, metadata={"help": "largest relative change of brightness, contrast and saturation"}
+    )
+    fast_decoding: bool = field(
+        default=False,
+        metadata={"help": "decode large JPEGs at a fraction of their size: other pixels, several times faster"},
+    )
+
+    eval_splits: list[str] = field(default_factory=lambda: ["val"], metadata={"help": "splits to measure on"})
+    eval_every: int = field(default=0, metadata={"help": "steps between measurements; 0 measures at the end alone"})
+    log_every: int = field(default=10, metadata={"help": "steps between lines of train_log.jsonl"})
+    checkpoint_every: int = field(
+        default=500, metadata={"help": "steps between checkpoints; 0 saves at the end, and on SIGTERM"}
+    )
+    keep_checkpoints: int = field(default=2, metadata={"help": "newest checkpoints that are kept"})
+
+    num_processes: int = field(
+        default=1, metadata={"help": "processes that must train together; refused if the launcher started others"}
+    )
+    cpu: bool = field(default=False, metadata={"help": "train on the CPU"})
+    num_workers: int = field(default=4, metadata={"help": "processes that decode photos, for each training process"})
+    seed: int = field(default=0, metadata={"help": "of order, augmentation and dropout"})
+    dry_run: bool = field(default=False, metadata={"help": "show what would be trained, and stop"})
+
+    @property
+    def loss_weights(self) -> LossWeights:
+        """Shares of the three losses."""
+        return LossWeights(self.address_weight, self.caption_weight, self.geography_weight)
+
+    @property
+    def augmentation(self) -> Augmentation | None:
+        """What a training photo goes through; None for nothing."""
+        augmentation = Augmentation(self.min_crop_area, self.colour_jitter)
+        return None if augmentation == Augmentation() else augmentation
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that decide the result."""
+        return {name: value for name, value in asdict(self).items() if name not in _NOT_IDENTITY}
+
+    def refuse_impossible(self) -> None:
+        """Checks every value before anything expensive.
+
+        Raises:
+            UserError: Names option, value and what is allowed.
+        """
+        for name in ("num_epochs", "batch_size", "log_every", "num_processes", "keep_checkpoints"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        for name in ("learning_rate", "max_gradient_norm", "sigma_m"):
+            _require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
+        not_negative = (
+            "final_learning_rate", "warmup_steps", "weight_decay", "address_weight", "caption_weight",
+            "geography_weight", "eval_every", "checkpoint_every", "num_workers",
+        )  # fmt: skip
+        for name in not_negative:
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
+        _require(0 < self.min_crop_area <= 1, "min_crop_area", self.min_crop_area, "above 0 and at most 1")
+        _require(0 <= self.colour_jitter < 1, "colour_jitter", self.colour_jitter, "at least 0 and below 1")
+        _require(self.positives in POSITIVES, "positives", self.positives, ", ".join(POSITIVES))
+        _require(self.mixed_precision in ("no", "bf16"), "mixed_precision", self.mixed_precision, "no, bf16")
+        for split in self.eval_splits:
+            _require(split in SPLIT_NAMES, "eval_splits", split, ", ".join(SPLIT_NAMES))
+        _require(
+            self.batch_size >= self.num_processes, "batch_size", self.batch_size,
+            f"at least one photo for each of {self.num_processes} processes",
+        )  # fmt: skip
+
+
+def _require(condition: bool, name: str, value: object, allowed: str) -> None:
+    if not condition:
+        raise UserError(f"--{name} {value}: allowed: {allowed}")

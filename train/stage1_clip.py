@@ -1,0 +1,153 @@
+"""Stage 1: tune CLIP with the three losses of AddressCLIP (arXiv 2407.08156), so that photos find their addresses.
+
+    one GPU     accelerate launch train/stage1_clip.py --config train/configs/pitts_ial.yaml --num_processes 1
+    eight GPUs  accelerate launch --multi_gpu --num_processes 8 \
+                    train/stage1_clip.py --config train/configs/pitts_ial.yaml
+    two CPUs    accelerate launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no \
+                    --dynamo_backend no train/stage1_clip.py --config train/configs/stage1_demo.yaml
+    one CPU     python train/stage1_clip.py --config train/configs/stage1_demo.yaml --num_processes 1
+
+The output is a plain CLIPModel folder with its gallery of addresses. The same command continues an interrupted run.
+"""
+
+import os
+
+# Read when torch is imported, so it stands above that. Left to itself every process takes all cores, and threads that
+# spin while they wait for each other take them from whoever has work: on a busy machine a step then lasts 20 times as
+# long as with passive waiting.
+os.environ.setdefault(
+    "OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+)
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the tokenizer runs in forked workers
+
+import math
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+from tqdm import tqdm
+from transformers.utils import logging as transformers_logging
+
+from llava_ial import distributed
+from llava_ial.config import parse_config
+from llava_ial.data.clip import MODEL_INPUTS
+from llava_ial.errors import UserError, run_command
+from llava_ial.manifest import FolderState
+from llava_ial.models.losses import address_clip_losses
+from llava_ial.training.clip_progress import (
+    claim,
+    finish,
+    is_due,
+    measure,
+    refuse_broken_batch,
+    resume,
+    save_checkpoint,
+    say,
+    show,
+)  # fmt: skip
+from llava_ial.training.clip_run import ClipRun, build_loader, build_run, describe
+from llava_ial.training.clip_settings import ClipSettings
+from llava_ial.training.interruption import StopRequest
+from llava_ial.training.optim import learning_rate_at, set_learning_rate
+from llava_ial.training.seeds import seed_everything, seed_step
+from llava_ial.training.train_log import TrainLog
+
+
+def main() -> None:
+    """Reads the settings, checks everything, trains."""
+    (settings,) = parse_config(ClipSettings, description=__doc__ or "")
+    settings.refuse_impossible()
+    accelerator = start_processes(settings)
+    distributed.refuse_wrong_world_size(settings.num_processes)
+    run = distributed.run_on_every_process(lambda: build_run(settings, accelerator))
+    if settings.dry_run:
+        distributed.run_on_main_process(lambda: describe(run))
+    elif claim(run) is FolderState.COMPLETE:
+        say(f"{settings.output}: already complete, nothing to do")
+    else:
+        train(run)
+    distributed.shut_down()
+
+
+def train(run: ClipRun) -> None:
+    """The loop over batches, from the newest checkpoint to the end or to SIGTERM."""
+    settings, num_steps = run.settings, run.num_steps
+    start_step = resume(run)
+    run.parallel_model, run.optimizer = run.accelerator.prepare(run.model, run.optimizer)
+    log = TrainLog(settings.output / "train_log.jsonl", last_step=start_step, is_active=distributed.is_main_process())
+    progress = tqdm(total=num_steps, initial=start_step, unit="step", disable=not distributed.is_main_process())
+    run.model.train()
+    with StopRequest() as stop_request, progress:
+        for step, batch in enumerate(build_loader(run, start_step), start=start_step):
+            values = train_step(run, batch, step)
+            done = step + 1
+            must_stop, is_broken = distributed.any_rank(
+                bool(stop_request), not math.isfinite(values["loss"] + values["gradient_norm"]),
+                device=run.accelerator.device,
+            )  # fmt: skip
+            if is_broken:
+                refuse_broken_batch(done, batch["image_id"], values)
+            show(run, progress, values, done - start_step)
+            if done % settings.log_every == 0 or done == num_steps:
+                log.write(done, values)
+            if done == num_steps or is_due(done, settings.eval_every):
+                measure(run, log, done)
+            if done < num_steps and (must_stop or is_due(done, settings.checkpoint_every)):
+                save_checkpoint(run, done)
+            if must_stop and done < num_steps:
+                say(f"stopped at step {done} of {num_steps} as asked; the same command continues it")
+                return
+    finish(run, num_steps - start_step)
+
+
+def train_step(run: ClipRun, batch: dict[str, Any], step: int) -> dict[str, float]:
+    """One step on one batch of all processes; returns what there is to log of it."""
+    if "error" in batch:
+        raise UserError(batch["error"])
+    settings, device = run.settings, run.accelerator.device
+    seed_step(settings.seed, step, distributed.rank())
+    learning_rate = learning_rate_at(
+        step, num_steps=run.num_steps, warmup_steps=settings.warmup_steps,
+        peak=settings.learning_rate, final=settings.final_learning_rate,
+    )  # fmt: skip
+    set_learning_rate(run.optimizer, learning_rate)
+
+    features = run.parallel_model(**{name: batch[name].to(device, non_blocking=True) for name in MODEL_INPUTS})
+    # The negatives of a photo are the texts of all processes; gradients flow back to where a feature was made.
+    everyone = {name: distributed.gather_with_gradient(f) if f.ndim else f for name, f in features.items()}
+    address_id = distributed.gather_with_gradient(batch["address_id"].to(device))
+    xy_m = distributed.gather_with_gradient(batch["xy_m"].to(device))
+    losses = address_clip_losses(
+        everyone, address_id, xy_m,
+        weights=settings.loss_weights, positives=settings.positives, sigma_m=settings.sigma_m,
+    )  # fmt: skip
+    run.accelerator.backward(losses["loss"])
+    gradient_norm = run.accelerator.clip_grad_norm_(run.model.parameters(), settings.max_gradient_norm)
+    run.optimizer.step()
+    run.optimizer.zero_grad()
+    run.model.clamp_logit_scale()
+    return {
+        **{name: float(loss.detach()) for name, loss in losses.items()},
+        "chance_level": math.log(len(address_id)),  # of the contrastive losses with --positives paper
+        "logit_scale": float(features["logit_scale"].detach()),
+        "gradient_norm": float(gradient_norm),
+        "learning_rate": learning_rate,
+    }
+
+
+def start_processes(settings: ClipSettings) -> Accelerator:
+    """Joins the processes that the launcher started, quietly."""
+    if settings.cpu:
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # transformers imports DeepSpeed, which would warn of no GPU
+    transformers_logging.disable_progress_bar()
+    seed_everything(settings.seed)
+    return Accelerator(
+        cpu=settings.cpu,
+        mixed_precision=settings.mixed_precision,
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
+
+
+if __name__ == "__main__":
+    run_command(main)
