@@ -1,0 +1,180 @@
+"""A LLaVA-IAL folder: adapter, processor, encoder and manifest, written whole and verified when opened."""
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub import snapshot_download
+from peft import PeftModel
+from transformers import (
+    AutoImageProcessor,
+    AutoTokenizer,
+    BaseImageProcessor,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    LlavaProcessor,
+    PreTrainedTokenizerBase,
+)
+
+from llava_ial.conversation import IMAGE_TOKEN, chat_template_hash, load_chat_template
+from llava_ial.errors import UserError
+from llava_ial.manifest import MANIFEST, config_hash, file_hash, publish_manifest, read_manifest
+from llava_ial.models.identity import hash_tensors, tower_hash
+from llava_ial.models.llava import PROJECTOR, TOWER, load_base, saved_module, set_features
+
+KIND = "llava_ial"
+ADDRESS_CLIP = "address_clip"
+_ADAPTER = "adapter_model.safetensors"
+
+
+@dataclass(frozen=True)
+class LoadedLlava:
+    """What a LLaVA-IAL folder holds, ready to answer."""
+
+    model: LlavaForConditionalGeneration
+    tokenizer: PreTrainedTokenizerBase
+    image_processor: BaseImageProcessor
+    num_image_tokens: int
+    manifest: dict[str, Any]
+
+
+def base_hash(base: str) -> str:
+    """Identity of a base model: the hash of its weight files and configuration.
+
+    Raises:
+        UserError: No such folder, and no such model in the local cache or on the hub.
+    """
+    folder = Path(base)
+    if not folder.is_dir():
+        try:
+            folder = Path(snapshot_download(base, allow_patterns=["*.safetensors", "*.json"]))
+        except (OSError, ValueError) as error:
+            raise UserError(f"base '{base}': neither a folder nor a model that can be had: {error}") from error
+    files = [folder / "config.json", *sorted(folder.glob("*.safetensors"))]
+    missing = [file.name for file in files if not file.is_file()]
+    if missing or len(files) == 1:
+        raise UserError(f"base '{base}': no {', '.join(missing) or '*.safetensors'} in {folder}")
+    return config_hash({file.name: file_hash(file) for file in files})
+
+
+def save_processor(
+    folder: Path,
+    tokenizer: PreTrainedTokenizerBase,
+    image_processor: BaseImageProcessor,
+    config: LlavaConfig,
+) -> None:
+    """Tokenizer, image processor and chat template as ``AutoProcessor`` reads them."""
+    processor = LlavaProcessor(
+        image_processor=image_processor,
+        tokenizer=tokenizer,
+        patch_size=config.vision_config.patch_size,
+        vision_feature_select_strategy=config.vision_feature_select_strategy,
+        image_token=IMAGE_TOKEN,
+        # The processor counts the class token itself and takes it off again for "default".
+        num_additional_image_tokens=1,
+        chat_template=load_chat_template(),
+    )
+    processor.save_pretrained(folder)
+
+
+def save_llava_ial(
+    folder: Path,
+    model: PeftModel,
+    tokenizer: PreTrainedTokenizerBase,
+    image_processor: BaseImageProcessor,
+    *,
+    base: str,
+    clip_folder: Path,
+    config: dict[str, Any],
+    state_dict: dict[str, torch.Tensor] | None = None,
+    parents: dict[str, str] | None = None,
+) -> None:
+    """Writes everything the folder needs to stand alone beside its base; the manifest last.
+
+    Args:
+        folder: Exists; other files in it are left alone.
+        model: LoRA, projector and tower are saved.
+        tokenizer: Of the base.
+        image_processor: Of the tower.
+        base: Name, or folder, which is stored relative to ``folder``.
+        clip_folder: Finished stage 1 folder, copied in.
+        config: What the manifest names as the configuration.
+        state_dict: Gathered weights, where the model's own are partitioned (ZeRO-3).
+        parents: Hashes of the data set and of stage 1.
+    """
+    llava_config = model.get_base_model().config
+    model.save_pretrained(folder, state_dict=state_dict)
+    (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty form of a model card
+    save_processor(folder, tokenizer, image_processor, llava_config)
+    if not (folder / ADDRESS_CLIP / MANIFEST).is_file():
+        shutil.copytree(clip_folder, folder / ADDRESS_CLIP, ignore=shutil.ignore_patterns("checkpoints"))
+    stage1 = read_manifest(folder / ADDRESS_CLIP, ADDRESS_CLIP)
+    local = Path(base).is_dir()
+    publish_manifest(
+        folder,
+        KIND,
+        config,
+        parents=parents,
+        base=os.path.relpath(base, folder) if local else base,
+        base_is_local=local,
+        base_hash=base_hash(base),
+        tower_hash=stage1["tower_hash"],
+        gallery_hash=stage1["gallery_hash"],
+        adapter_hash=file_hash(folder / _ADAPTER),
+        chat_template_hash=chat_template_hash(),
+        vision_feature_layer=llava_config.vision_feature_layer,
+        vision_feature_select_strategy=llava_config.vision_feature_select_strategy,
+        projector_hash=hash_tensors(_projector_state(model, state_dict)),
+    )
+
+
+def load_llava_ial(
+    folder: Path, *, base: str | None = None, device: str = "cpu", dtype: torch.dtype = torch.float32
+) -> LoadedLlava:
+    """Opens a LLaVA-IAL folder, LoRA merged in memory, and verifies every part against the manifest.
+
+    Args:
+        folder: Output or checkpoint of stage 2.
+        base: Where the base model is now, if it was moved since.
+        device: For the model.
+        dtype: Of the weights.
+
+    Raises:
+        UserError: A part is missing or is not the one that was trained.
+    """
+    manifest = read_manifest(folder, KIND)
+    where = base or (str((folder / manifest["base"]).resolve()) if manifest["base_is_local"] else manifest["base"])
+    if manifest["base_is_local"] and not Path(where).is_dir():
+        raise UserError(f"{folder}: its base model is not at {where}; name its folder with --base")
+    _verify(folder, "base model", base_hash(where), manifest["base_hash"])
+    _verify(folder, "prompt template", chat_template_hash(), manifest["chat_template_hash"])
+    _verify(folder, "adapter", file_hash(folder / _ADAPTER), manifest["adapter_hash"])
+    llava = load_base(where, dtype=dtype)
+    count = set_features(llava, manifest["vision_feature_layer"], manifest["vision_feature_select_strategy"])
+    adapted = PeftModel.from_pretrained(llava, folder)
+    _verify(folder, "vision tower", tower_hash(saved_module(adapted, TOWER)), manifest["tower_hash"])
+    _verify(
+        folder, "projector", hash_tensors(saved_module(adapted, PROJECTOR).state_dict()), manifest["projector_hash"]
+    )
+    model = adapted.merge_and_unload().to(device).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
+    return LoadedLlava(model, tokenizer, image_processor, count, manifest)
+
+
+def _verify(folder: Path, part: str, found: str, expected: str) -> None:
+    if found != expected:
+        raise UserError(
+            f"{folder}: its {part} is not the one it was trained with ({found[:12]} instead of {expected[:12]}); "
+            "restore it or train again"
+        )
+
+
+def _projector_state(model: PeftModel, state_dict: dict[str, torch.Tensor] | None) -> dict[str, torch.Tensor]:
+    if state_dict is None:
+        return dict(saved_module(model, PROJECTOR).state_dict())
+    mark = f"{PROJECTOR}.modules_to_save.default."
+    return {name.split(mark)[1]: tensor for name, tensor in state_dict.items() if mark in name}
