@@ -110,8 +110,8 @@ def publish_manifest(
     return manifest
 
 
-def read_manifest(folder: Path, kind: str) -> dict[str, Any]:
-    """The manifest of a finished folder.
+def read_manifest(folder: Path, *kinds: str) -> dict[str, Any]:
+    """The manifest of a finished folder of one of these kinds.
 
     Raises:
         UserError: No folder, unfinished, of another kind, or of an unknown schema version.
@@ -121,8 +121,9 @@ def read_manifest(folder: Path, kind: str) -> dict[str, Any]:
         why = "is unfinished: run the command that makes it again" if (folder / BUILDING).exists() else "has none"
         raise UserError(f"{folder}: no {MANIFEST}; the folder {why if folder.exists() else 'does not exist'}")
     manifest = _load_json(path)
-    if manifest.get("kind") != kind:
-        raise UserError(f"{folder} is a folder of kind '{manifest.get('kind')}', expected '{kind}'")
+    if manifest.get("kind") not in kinds:
+        expected = "' or '".join(kinds)
+        raise UserError(f"{folder} is a folder of kind '{manifest.get('kind')}', expected '{expected}'")
     if manifest.get("schema_version") != SCHEMA_VERSION:
         raise UserError(f"{path}: schema_version {manifest.get('schema_version')}, this version reads {SCHEMA_VERSION}")
     return manifest
