@@ -127,8 +127,9 @@ def _with_article(phrase: str) -> str:
 def _describe_building(sight: _Sight, pick: Callable[..., str]) -> str:
     look = sight.look
     storeys = f"{_NUMBERS[look.storeys]}-storey " if sight.shows_top else ""
+    colour = f"{look.wall_name} and {look.second_name}" if look.partition else look.wall_name
     noun = pick("building", "house") if look.ground != "shop" or not sight.shows_front else "building"
-    phrase = _with_article(f"{storeys}{look.wall_name} {pick(*_MATERIALS[look.material])} {noun}")
+    phrase = _with_article(f"{storeys}{colour} {pick(*_MATERIALS[look.material])} {noun}")
     details: list[str] = []
     if look.mural and sight.share > 0.04:
         details.append(_with_article(f"{look.mural_name} {_MURALS[look.mural]} mural"))

@@ -16,7 +16,7 @@ SPLIT_DISTANCE_M = 8.0
 _MARGIN_M = 0.3
 _SPACING_M = 8.8
 TRAIN_DAYS, VAL_DAY, TEST_DAY = (1, 2, 3, 4), 5, 6
-FIELD_OF_VIEW_DEG = 72.0
+FIELD_OF_VIEW_DEG = 78.0
 
 
 @dataclass(frozen=True)
@@ -122,9 +122,9 @@ def place_panoramas(plan: Plan, num_photos: int, num_headings: int) -> list[Pano
 def aim_camera(seed: int, panorama: Panorama, num_headings: int) -> Camera:
     """Hold the camera: a slightly different height, pitch and first heading at every capture."""
     rng = random_stream(seed, "camera", panorama.number)
-    first = panorama.street_deg + rng.uniform(-15.0, 15.0)
+    first = panorama.street_deg + rng.uniform(-9.0, 9.0)
     steps = np.arange(panorama.num_views) * (360.0 / num_headings)
-    pitch = rng.uniform(0.585, 0.675) + rng.uniform(-0.012, 0.012, size=panorama.num_views)
+    pitch = rng.uniform(0.63, 0.72) + rng.uniform(-0.012, 0.012, size=panorama.num_views)
     return Camera(
         position=panorama.position,
         height_m=float(rng.uniform(1.65, 2.35)),
@@ -139,7 +139,7 @@ def draw_movers(scene: Scene, panorama: Panorama) -> Faces:
     rng = random_stream(scene.seed, "movers", panorama.number)
     gap = np.linalg.norm(scene.kerbs[:, :2] - panorama.position, axis=1)
     near = np.flatnonzero(gap < 80.0)
-    cars = _place(scene, near, int(rng.integers(3, 13)), rng, is_person=False)
+    cars = _place(scene, near, int(rng.integers(2, 11)), rng, is_person=False)
     people = _place(scene, near, int(rng.integers(2, 12)), rng, is_person=True)
     cars = [item for item in cars if np.linalg.norm(item[0] - panorama.position) > 5.0]
     people = [item for item in people if np.linalg.norm(item[0] - panorama.position) > 2.5]

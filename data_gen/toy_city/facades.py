@@ -69,6 +69,7 @@ def paint_building(look: Look, width_m: float, per_m: float, is_front: bool) -> 
 
 def _paint_wall(canvas: Canvas, look: Look, rng: np.random.Generator) -> None:
     canvas.fill(0.0, canvas.width_m, 0.0, look.eaves_m, look.wall)
+    _paint_partition(canvas, look)
     wall = canvas.region(0.0, canvas.width_m, 0.0, look.eaves_m)[..., :3]
     height, width = wall.shape[:2]
     y, x = np.arange(height)[:, None], np.arange(width)[None, :]
@@ -92,6 +93,22 @@ def _paint_wall(canvas: Canvas, look: Look, rng: np.random.Generator) -> None:
     wall += rng.normal(0.0, 4.0, size=(height, width, 1)).astype(np.float32)
     if look.base_m:
         canvas.fill(0.0, canvas.width_m, 0.0, min(look.base_m, look.storey_m), look.base)
+
+
+def _paint_partition(canvas: Canvas, look: Look) -> None:
+    """Give parts of the wall its second colour."""
+    width, eaves = canvas.width_m, look.eaves_m
+    if look.partition == "upper":
+        canvas.fill(0.0, width, look.storey_m * (1 if look.storeys > 1 else 0.5), eaves, look.second)
+    elif look.partition == "crown":
+        canvas.fill(0.0, width, eaves - look.storey_m * (1 if look.storeys > 1 else 0.5), eaves, look.second)
+    elif look.partition == "flank":
+        left = 0.0 if look.number % 2 else width * 0.6
+        canvas.fill(left, left + width * 0.4, 0.0, eaves, look.second)
+    elif look.partition == "bands":
+        step = width / max(2, round(width / 3.2))
+        for x in np.arange(0.0, width, 2 * step):
+            canvas.fill(x, x + step, 0.0, eaves, look.second)
 
 
 def _paint_timber(canvas: Canvas, look: Look) -> None:

@@ -75,7 +75,7 @@ def draw_light(seed: int, day: int, panorama: int) -> Light:
     blue = {"clear": 1.0, "partly cloudy": 0.85, "overcast": 0.0, "hazy": 0.25}[weather]
     zenith = blue * np.array([0.34, 0.56, 0.90]) + (1 - blue) * np.array([0.66, 0.70, 0.75])
     horizon = blue * np.array([0.78, 0.87, 0.95]) + (1 - blue) * np.array([0.80, 0.82, 0.84])
-    balance = np.exp(rng.normal(0.0, (0.085, 0.03, 0.085)))
+    balance = np.exp(rng.normal(0.0, (0.06, 0.02, 0.06)))
     return Light(
         weather=weather,
         hour=hour,
@@ -86,10 +86,10 @@ def draw_light(seed: int, day: int, panorama: int) -> Light:
         zenith=zenith * (1.0 - 0.22 * low),
         horizon=horizon * (0.45 * warm + 0.55) * (1.0 - 0.1 * low),
         clouds={"clear": 0.08, "partly cloudy": 0.5, "overcast": 0.85, "hazy": 0.3}[weather],
-        haze_m={"clear": 420.0, "partly cloudy": 340.0, "overcast": 220.0, "hazy": 95.0}[weather],
-        gain=balance * float(np.exp(rng.normal(0.12, 0.17))),
-        gamma=float(rng.uniform(0.78, 1.12)),
-        saturation=float(rng.uniform(0.7, 1.2)),
-        noise=float(rng.uniform(1.5, 5.5)),
+        haze_m={"clear": 420.0, "partly cloudy": 340.0, "overcast": 260.0, "hazy": 140.0}[weather],
+        gain=balance * float(np.exp(rng.normal(0.12, 0.13))),
+        gamma=float(rng.uniform(0.82, 1.07)),
+        saturation=float(rng.uniform(0.84, 1.2)),
+        noise=float(rng.uniform(1.5, 4.5)),
         cloud_seed=int(rng.integers(1 << 16)),
     )

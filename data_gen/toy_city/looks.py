@@ -53,6 +53,7 @@ ROOFS = ("flat", "gable", "stepped", "hip", "mansard", "curved", "twin")
 WINDOWS = ("plain", "cross", "arched", "tall", "wide", "round", "pair")
 GROUNDS = ("shop", "door", "door", "garage", "arcade")
 EMBLEMS = ("disc", "cross", "bars", "triangle", "ring", "diamond", "waves")
+PARTITIONS = ("upper", "bands", "flank", "crown")
 MURALS = ("circles", "diagonals", "zigzag", "checks", "sunrise", "leaves")
 
 
@@ -77,6 +78,9 @@ class Look:
         number: Seed of the painter's finer choices.
         wall_name: Colour word of the wall.
         wall: Wall colour.
+        partition: One of `PARTITIONS`: which parts of the wall have the second colour, or none.
+        second_name: Colour word of the second colour.
+        second: Second colour of the wall.
         material: One of `MATERIALS`.
         storeys: Number of storeys, the ground floor included.
         storey_m: Height of a storey in metres.
@@ -112,6 +116,9 @@ class Look:
     number: int
     wall_name: str
     wall: Colour
+    partition: str | None
+    second_name: str
+    second: Colour
     material: str
     storeys: int
     storey_m: float
@@ -159,7 +166,7 @@ def draw_style(seed: int, quarter: int) -> Style:
         windows=_normalise(rng.gamma(1.2, 1.0, len(WINDOWS)) + 0.3),
         storeys=float(rng.uniform(2.2, 3.8)),
         shop_share=float(rng.uniform(0.25, 0.6)),
-        tree_share=float(rng.uniform(0.12, 0.34)),
+        tree_share=float(rng.uniform(0.08, 0.24)),
     )
 
 
@@ -209,11 +216,16 @@ def draw_look(seed: int, number: int, style: Style) -> Look:
     emblem_colour = _pick(rng, ACCENT_COLOURS)[1]
     if sum(abs(a - b) for a, b in zip(sign, emblem_colour, strict=True)) < 150:
         emblem_colour = (244, 244, 238) if sum(sign) < 420 else (30, 30, 34)
+    second_name = _choose(rng, tuple(WALL_COLOURS), style.walls)
+    is_parted = second_name != wall_name and bool(rng.random() < 0.45)
     mural_name, mural_colour = _pick(rng, ACCENT_COLOURS)
     return Look(
         number=int(rng.integers(2**31)),
         wall_name=wall_name,
         wall=_jitter(rng, WALL_COLOURS[wall_name], 13.0),
+        partition=PARTITIONS[int(rng.integers(len(PARTITIONS)))] if is_parted else None,
+        second_name=second_name,
+        second=_jitter(rng, WALL_COLOURS[second_name], 13.0),
         material=_choose(rng, MATERIALS, style.materials),
         storeys=int(np.clip(round(rng.normal(style.storeys, 0.95)), 1, 6)),
         storey_m=float(rng.uniform(2.9, 3.6)),

@@ -101,7 +101,7 @@ def _fill_side(builder: _Builder, part: SubStreet, is_left: bool, rng: np.random
     lengths = np.linalg.norm(np.diff(part.line, axis=0), axis=1)
     total, travelled = float(lengths.sum()), 0.0
     while travelled < total - 6.0:
-        width = min(float(rng.uniform(7.0, 15.0)), total - travelled)
+        width = min(float(rng.uniform(8.5, 17.0)), total - travelled)
         first, second = (_point(part, lengths, d) for d in (travelled, travelled + width))
         if is_left:
             first, second = second, first
