@@ -19,6 +19,7 @@ from llava_ial.conversation import Message, to_llava_json, user_question
 from llava_ial.data.dataset import KIND
 from llava_ial.geo import GeoPoint, LocalFrame
 from llava_ial.manifest import claim_folder, publish_manifest, write_json
+from llava_ial.prompts import NEIGHBOURHOOD, PUBLISHED_QUESTION, WHERE, format_answer
 from llava_ial.records import (
     AddressRecord,
     CaptionRecord,
@@ -174,10 +175,10 @@ def _write_conversations(
             if address.split != split:
                 continue
             messages = [
-                user_question("Where might this photo have been taken? Tell me its street level address."),
-                Message("assistant", f"The address of this photo might be {format_spoken(address.address)}."),
+                user_question(PUBLISHED_QUESTION),
+                Message("assistant", format_answer(WHERE, address.address)),
                 Message("user", "Which neighbourhood is that?"),
-                Message("assistant", f"It is {address.address.neighbourhood}."),
+                Message("assistant", format_answer(NEIGHBOURHOOD, address.address)),
             ]
             records.append(
                 ConversationRecord(
@@ -188,7 +189,7 @@ def _write_conversations(
                     split,
                     messages,
                     [f"{photo.image_id}-0-0", f"{photo.image_id}-0-1"],
-                    ["address", "neighbourhood"],
+                    [WHERE, NEIGHBOURHOOD],
                     [False, True],
                 )
             )
@@ -204,7 +205,7 @@ def build_tiny_base_clip(folder: Path, data: Path, *, image_size: int = 32, seed
     """A base model for stage 1 of some ten thousand weights, with a tokenizer of the data set's texts."""
     build_base_clip(
         BaseClipConfig(
-            output=folder, texts=[data], image_size=image_size, patch_size=8, vision_width=32, vision_layers=2,
+            output=folder, data=data, image_size=image_size, patch_size=8, vision_width=32, vision_layers=2,
             text_width=32, text_layers=1, embed_dim=32, seed=seed,
         )
     )  # fmt: skip

@@ -12,6 +12,7 @@ from transformers import CLIPModel, LlavaForConditionalGeneration
 
 from llava_ial.errors import UserError
 from llava_ial.manifest import read_manifest
+from llava_ial.models.address_clip import load_clip
 from llava_ial.models.identity import tower_hash
 
 ADDRESS_CLIP_KIND = "address_clip"
@@ -59,7 +60,7 @@ def load_address_clip(folder: Path) -> CLIPModel:
         UserError: Not a finished stage 1 folder, or its weights are not those the manifest names.
     """
     manifest = read_manifest(folder, ADDRESS_CLIP_KIND)
-    model = CLIPModel.from_pretrained(folder)
+    model = load_clip(str(folder.resolve()))
     found = tower_hash(model.vision_model)
     if found != manifest.get("tower_hash"):
         raise UserError(

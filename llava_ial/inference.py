@@ -1,0 +1,271 @@
+"""The finished model, for chat, API and evaluation alike: where was this photo taken, and questions about it.
+
+predictor = AddressPredictor.from_pretrained(Path("runs/demo/stage2"))
+predictor.locate(Path("photo.jpg"))                                            candidates with probabilities
+predictor.answer([user_question("Where was this taken?")], Path("photo.jpg"))  an answer in words
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from transformers import AutoImageProcessor, BaseImageProcessor
+
+from llava_ial.address import Address
+from llava_ial.conversation import IMAGE_TOKEN, Message, validate_messages
+from llava_ial.data.images import load_photo, upright_rgb
+from llava_ial.data.llava import disarm, encode_prompt
+from llava_ial.errors import UserError
+from llava_ial.manifest import file_hash, read_manifest
+from llava_ial.models.address_clip import AddressCLIP
+from llava_ial.models.greedy import end_token, greedy_tokens, image_features
+from llava_ial.models.llava import ADDRESS_CLIP_KIND, load_address_clip
+from llava_ial.models.llava_folder import ADDRESS_CLIP, LoadedLlava, load_llava_ial
+from llava_ial.models.llava_folder import KIND as LLAVA_IAL_KIND
+from llava_ial.records import GalleryRecord, read_records
+
+Photo = Path | Image.Image
+MAX_NEW_TOKENS = 128
+STOP, LENGTH = "stop", "length"
+# What a byte-level tokenizer shows of a letter whose last bytes are still to come.
+_INCOMPLETE = "\ufffd"
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An address of the gallery and how probable it is, among all of the gallery, for a photo."""
+
+    address_text: str
+    sub_street_id: str
+    probability: float
+    address: Address
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer in words; ``finish_reason`` is ``stop``, or ``length`` where the limit of tokens cut it."""
+
+    text: str
+    finish_reason: str
+
+
+@dataclass(frozen=True)
+class _Encoder:
+    """AddressCLIP with its candidates; ``gallery_embeddings`` is ``(C, D)``, length one."""
+
+    model: AddressCLIP
+    image_processor: BaseImageProcessor
+    gallery: list[GalleryRecord]
+    gallery_embeddings: torch.Tensor
+
+
+class AddressPredictor:
+    """Locates photos (folders of stage 1 and 2) and answers questions about them (folders of stage 2).
+
+    Build it with ``from_pretrained``, which verifies every part of the folder.
+    """
+
+    def __init__(self, encoder: _Encoder, llava: LoadedLlava | None) -> None:
+        self._encoder = encoder
+        self._llava = llava
+        self.gallery = encoder.gallery
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: Path, *, base: str | None = None, device: str = "cpu", dtype: torch.dtype | None = None
+    ) -> "AddressPredictor":
+        """Opens the output of stage 1 (``locate`` alone) or of stage 2.
+
+        Args:
+            folder: Finished folder.
+            base: Where the base model of stage 2 is now, if it was moved since.
+            device: ``cpu``, ``cuda``, ``cuda:1`` ...
+            dtype: Of LLaVA's weights; float32 on the CPU and bfloat16 elsewhere by default. The encoder is always
+                float32: its cosines are close to each other.
+
+        Raises:
+            UserError: No finished folder, or one whose parts do not belong together.
+        """
+        manifest = read_manifest(folder, LLAVA_IAL_KIND, ADDRESS_CLIP_KIND)
+        if manifest["kind"] == ADDRESS_CLIP_KIND:
+            return cls(_load_encoder(folder, device), None)
+        encoder = _load_encoder(folder / ADDRESS_CLIP, device)
+        inner = read_manifest(folder / ADDRESS_CLIP, ADDRESS_CLIP_KIND)
+        for name in ("tower_hash", "gallery_hash"):
+            if inner.get(name) != manifest.get(name):
+                raise UserError(
+                    f"{folder}: {name} of its {ADDRESS_CLIP}/ differs from its own; it holds another encoder than the "
+                    "one it was trained with: restore it or train again"
+                )
+        dtype = dtype or (torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16)
+        return cls(encoder, load_llava_ial(folder, base=base, device=device, dtype=dtype))
+
+    @property
+    def can_answer(self) -> bool:
+        """True for a folder of stage 2."""
+        return self._llava is not None
+
+    def locate(self, photo: Photo, top_k: int = 5) -> list[Candidate]:
+        """The likeliest addresses of a photo, best first."""
+        return self.locate_batch([photo], top_k)[0]
+
+    def locate_batch(self, photos: Sequence[Photo], top_k: int = 5) -> list[list[Candidate]]:
+        """``locate`` for several photos at once."""
+        best = self.probabilities(photos).sort(dim=1, descending=True, stable=True)
+        found = []
+        for values, classes in zip(best.values[:, :top_k].tolist(), best.indices[:, :top_k].tolist(), strict=True):
+            records = [self.gallery[c] for c in classes]
+            found.append([
+                Candidate(record.spoken, record.sub_street_id, value, record.address)
+                for record, value in zip(records, values, strict=True)
+            ])  # fmt: skip
+        return found
+
+    @torch.no_grad()
+    def probabilities(self, photos: Sequence[Photo]) -> torch.Tensor:
+        """Of every candidate address for every photo, ``(N, C)`` float32 on the CPU; rows sum to one.
+
+        Raises:
+            UserError: A photo cannot be read.
+        """
+        encoder = self._encoder
+        pixels = _pixels(photos, encoder.image_processor).to(encoder.gallery_embeddings.device)
+        cosines = encoder.model.encode_images(pixels).float() @ encoder.gallery_embeddings.T
+        scale: torch.Tensor = encoder.model.clip.logit_scale.exp()
+        return (scale * cosines).softmax(dim=1).cpu()
+
+    def answer(self, messages: Sequence[Message], photo: Photo, *, max_new_tokens: int = MAX_NEW_TOKENS) -> Answer:
+        """The answer to the last message of a dialogue about a photo."""
+        return self.answer_batch([messages], [photo], max_new_tokens=max_new_tokens)[0]
+
+    def answer_batch(
+        self,
+        dialogues: Sequence[Sequence[Message]],
+        photos: Sequence[Photo],
+        *,
+        batch_size: int = 8,
+        max_new_tokens: int = MAX_NEW_TOKENS,
+    ) -> list[Answer]:
+        """Answers in the order of the dialogues; in float32 they do not depend on ``batch_size``.
+
+        A photo that several dialogues are about is encoded once. Dialogues of similar length are generated together.
+
+        Args:
+            dialogues: Each ends with a question; the first message begins with ``<image>``.
+            photos: One per dialogue.
+            batch_size: Dialogues at a time.
+            max_new_tokens: Most tokens of an answer.
+
+        Raises:
+            UserError: A photo cannot be read, or a dialogue is no dialogue.
+        """
+        llava = self._require_llava()
+        prompts = [self._prompt_ids(messages, max_new_tokens) for messages in dialogues]
+        features = self._features(photos, batch_size)
+        answers: dict[int, Answer] = {}
+        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            steps = greedy_tokens(
+                llava.model,
+                [prompts[i] for i in rows],
+                torch.stack([features[_identity(photos[i])] for i in rows]),
+                max_new_tokens=max_new_tokens,
+            )
+            tokens = torch.stack(list(steps), dim=1).tolist()
+            answers.update({i: self._as_answer(ids) for i, ids in zip(rows, tokens, strict=True)})
+        return [answers[i] for i in range(len(prompts))]
+
+    def stream(
+        self, messages: Sequence[Message], photo: Photo, *, max_new_tokens: int = MAX_NEW_TOKENS
+    ) -> Iterator[str]:
+        """The same answer as ``answer`` in pieces; closing the iterator, or not reading on, stops the generation."""
+        llava = self._require_llava()
+        prompt = self._prompt_ids(messages, max_new_tokens)
+        features = self._features([photo], 1)[_identity(photo)]
+        ids: list[int] = []
+        shown = ""
+        for tokens in greedy_tokens(llava.model, [prompt], features[None], max_new_tokens=max_new_tokens):
+            ids.append(int(tokens))
+            text = self._as_answer(ids).text
+            if text.startswith(shown) and not text.endswith(_INCOMPLETE) and text != shown:
+                yield text[len(shown) :]
+                shown = text
+        final = self._as_answer(ids).text
+        if final != shown and final.startswith(shown):
+            yield final[len(shown) :]
+
+    def _prompt_ids(self, messages: Sequence[Message], max_new_tokens: int) -> list[int]:
+        """Ids of a dialogue as training saw them; its earliest pairs are left out where they would not fit."""
+        llava = self._require_llava()
+        validate_messages(messages, "to answer")
+        if messages[-1].role != "user" or not messages[0].content.startswith(IMAGE_TOKEN):
+            raise UserError(f"a dialogue to answer begins with {IMAGE_TOKEN} and ends with a question")
+        room = llava.model.config.text_config.max_position_embeddings - max_new_tokens
+        kept = list(messages)
+        while len(ids := encode_prompt(llava.tokenizer, kept, llava.num_image_tokens)) > room:
+            if len(kept) == 1:
+                raise UserError(f"the question is too long: {len(ids)} tokens with the photo, {room} fit; shorten it")
+            kept = [Message("user", f"{IMAGE_TOKEN}\n{kept[2].content}"), *kept[3:]]
+        return ids
+
+    def _features(self, photos: Sequence[Photo], batch_size: int) -> dict[object, torch.Tensor]:
+        """What LLaVA sees of each distinct photo, ``(T_image, D)``."""
+        llava = self._require_llava()
+        distinct = {_identity(photo): photo for photo in photos}
+        keys = list(distinct)
+        features: dict[object, torch.Tensor] = {}
+        for start in range(0, len(keys), batch_size):
+            part = keys[start : start + batch_size]
+            pixels = _pixels([distinct[key] for key in part], llava.image_processor)
+            features.update(zip(part, image_features(llava.model, pixels), strict=True))
+        return features
+
+    def _as_answer(self, ids: Sequence[int]) -> Answer:
+        llava = self._require_llava()
+        end = end_token(llava.model)
+        has_ended = end in ids
+        spoken = list(ids)[: list(ids).index(end)] if has_ended else list(ids)
+        text = llava.tokenizer.decode(spoken, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return Answer(text.strip(), STOP if has_ended else LENGTH)
+
+    def disarm(self, text: str) -> str:
+        """Text that a stranger typed, with marks such as ``</s>`` broken so that they stay words."""
+        return disarm(text, self._require_llava().tokenizer)
+
+    def _require_llava(self) -> LoadedLlava:
+        if self._llava is None:
+            raise UserError("this is a folder of stage 1: it locates photos; to answer questions name one of stage 2")
+        return self._llava
+
+
+def _load_encoder(folder: Path, device: str) -> _Encoder:
+    manifest = read_manifest(folder, ADDRESS_CLIP_KIND)
+    part = folder / "gallery" / "part-00000.parquet"
+    if not part.is_file() or file_hash(part) != manifest["gallery_hash"]:
+        raise UserError(f"{folder}: its gallery is not the one it was trained with; restore it or train again")
+    gallery = read_records(part.parent, GalleryRecord)
+    path = folder / "gallery_embeddings.safetensors"
+    try:
+        embeddings = load_file(path, device=device)["verbose"]
+    except (OSError, SafetensorError, KeyError) as error:
+        raise UserError(f"{path}: unreadable: {error}; restore it or train stage 1 again") from error
+    if len(embeddings) != len(gallery):
+        raise UserError(f"{path}: {len(embeddings)} rows for {len(gallery)} addresses; train stage 1 again")
+    model = AddressCLIP(load_address_clip(folder).float()).to(device).eval()
+    return _Encoder(model, AutoImageProcessor.from_pretrained(folder, backend="pil"), gallery, embeddings)
+
+
+def _pixels(photos: Sequence[Photo], image_processor: BaseImageProcessor) -> torch.Tensor:
+    """Photos as the processor of the model wants them, ``(N, 3, H, W)``."""
+    images = [load_photo(photo) if isinstance(photo, Path) else upright_rgb(photo) for photo in photos]
+    pixels: torch.Tensor = image_processor(images, return_tensors="pt")["pixel_values"]
+    return pixels
+
+
+def _identity(photo: Photo) -> object:
+    return photo if isinstance(photo, Path) else id(photo)
