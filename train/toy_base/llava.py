@@ -9,7 +9,8 @@ any photo. What is learned from it afterwards shows that the chain is connected;
 
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count() or 1))  # read once, when torch is imported
+os.environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))  # read once, when torch is imported
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, field
@@ -55,8 +56,8 @@ class BaseLlavaConfig:
     vocab_size: int = field(default=1024, metadata={"help": "largest vocabulary of a tokenizer trained here"})
     width: int = field(default=128, metadata={"help": "hidden size of the language model"})
     layers: int = field(default=4, metadata={"help": "layers of the language model"})
-    steps: int = field(default=300, metadata={"help": "optimiser steps of the text pretraining"})
-    batch_size: int = field(default=16, metadata={"help": "dialogues a step"})
+    steps: int = field(default=150, metadata={"help": "optimiser steps of the text pretraining"})
+    batch_size: int = field(default=8, metadata={"help": "dialogues a step"})
     learning_rate: float = field(default=2e-3, metadata={"help": "peak of the cosine"})
     seed: int = field(default=0, metadata={"help": "of weights and order"})
 
