@@ -31,18 +31,22 @@ def is_main_process() -> bool:
     return rank() == 0
 
 
-def refuse_wrong_world_size(expected: int) -> None:
+def refuse_wrong_world_size(expected: int, joined: int | None = None) -> None:
     """Stops unless as many processes train together as the configuration says.
 
-    Launchers start fewer than asked without a word: ``accelerate launch --cpu --num_processes 2`` starts one, and
-    without a GPU and without ``--cpu true`` for the script two started processes do not find each other.
+    Launchers start fewer than asked without a word: ``accelerate launch --cpu --num_processes 2`` starts one. And
+    without a GPU, ``Accelerator(cpu=False)`` opens a process group of both and yet averages no gradient.
+
+    Args:
+        expected: What the configuration says.
+        joined: What the training framework works with, as ``Accelerator.num_processes``; None: the process group.
 
     Raises:
         UserError: With the launch line that works.
     """
-    started = int(os.environ.get("WORLD_SIZE", "1"))
-    if world_size() == expected:
+    if expected == world_size() and joined in (expected, None):
         return
+    started = int(os.environ.get("WORLD_SIZE", "1"))
     if started == expected:
         why = f"{started} processes were started but train apart; on a machine without a GPU add --cpu true"
     else:

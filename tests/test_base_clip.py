@@ -82,7 +82,7 @@ def test_the_same_command_again_changes_nothing(tmp_path: Path):
         ({"patch_size": 15}, "patch_size 15 does not divide"),
         ({"vision_width": 200}, "vision_width 200"),
         ({"text_layers": 0}, "text_layers 0"),
-        ({"texts": []}, "neither --tokenizer nor --texts"),
+        ({"texts": []}, "no text to train a tokenizer on"),
         ({"texts": [Path("/nowhere.txt")]}, "nowhere"),
         ({"tokenizer": Path("/nowhere")}, r"no tokenizer\.json"),
     ],

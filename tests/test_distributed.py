@@ -143,8 +143,9 @@ def test_without_a_group_everything_is_the_identity():
 def test_a_wrong_world_size_is_refused_with_the_launch_line(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     distributed.refuse_wrong_world_size(1)
+    distributed.refuse_wrong_world_size(1, 1)
     with pytest.raises(UserError, match=r"1 process.*--multi_gpu --num_processes 2"):
-        distributed.refuse_wrong_world_size(2)
+        distributed.refuse_wrong_world_size(2, 1)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(UserError, match=r"train apart; .*--cpu true"):
-        distributed.refuse_wrong_world_size(2)
+        distributed.refuse_wrong_world_size(2, 1)

@@ -59,7 +59,7 @@ def main() -> None:
     (settings,) = parse_config(ClipSettings, description=__doc__ or "")
     settings.refuse_impossible()
     accelerator = start_processes(settings)
-    distributed.refuse_wrong_world_size(settings.num_processes)
+    distributed.refuse_wrong_world_size(settings.num_processes, accelerator.num_processes)
     run = distributed.run_on_every_process(lambda: build_run(settings, accelerator))
     if settings.dry_run:
         distributed.run_on_main_process(lambda: describe(run))

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from torch.nn.functional import normalize
 from tqdm import tqdm
@@ -85,6 +86,17 @@ class AddressCLIP(nn.Module):
         return torch.cat(rows)
 
 
+def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
+    """Saves a tokenizer as it was made.
+
+    A tokenizer remembers the padding and truncation of its last call and would save them as its habit: every later user
+    would pad to that length.
+    """
+    tokenizer.backend_tokenizer.no_padding()
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.save_pretrained(folder)
+
+
 def load_clip(name: str) -> CLIPModel:
     """A CLIP by hub name or folder, in float32.
 
@@ -95,7 +107,7 @@ def load_clip(name: str) -> CLIPModel:
         raise UserError(f"base model {name}: no such folder")
     try:
         clip, info = CLIPModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"base model {name}: {error}") from error
     if missing := sorted(info["missing_keys"]):
         raise UserError(f"base model {name}: {len(missing)} weights are missing, for example {missing[0]}: no CLIP")

@@ -21,7 +21,7 @@ from transformers import CLIPModel, PreTrainedTokenizerBase
 from llava_ial.data.dataset import IALDataset
 from llava_ial.errors import UserError
 from llava_ial.manifest import publish_manifest, write_json
-from llava_ial.models.address_clip import load_clip
+from llava_ial.models.address_clip import load_clip, save_tokenizer
 from llava_ial.models.identity import tower_hash
 
 KIND = "address_clip"
@@ -68,7 +68,7 @@ class ClipFolderWriter:
             facts: Further entries of the manifest.
         """
         clip.save_pretrained(folder)
-        self.tokenizer.save_pretrained(folder)
+        save_tokenizer(self.tokenizer, folder)
         self.image_processor.save_pretrained(folder)
         (folder / GALLERY_PART.parent).mkdir(exist_ok=True)
         shutil.copyfile(self.dataset.folder / GALLERY_PART, folder / GALLERY_PART)

@@ -47,7 +47,8 @@ def measure(run: ClipRun, log: TrainLog, step: int) -> None:
                 batch_size=max(1, settings.batch_size // distributed.world_size()), num_workers=settings.num_workers,
             )
         )  # fmt: skip
-        run.metrics[split] = retrieval_metrics(*(distributed.gather_with_gradient(ranks) for ranks in own_ranks))
+        sub_street, street = (distributed.gather_with_gradient(ranks) for ranks in own_ranks)
+        run.metrics[split] = retrieval_metrics(sub_street, street)
         log.write(step, {"split": split, **run.metrics[split]})
         say(f"step {step}, {split}: " + "  ".join(f"{k} {v:.2%}" for k, v in run.metrics[split].items() if "@" in k))
 

@@ -1,10 +1,10 @@
 """A small CLIP of the real architecture with random weights, to start stage 1 from where no pretrained one is at hand.
 
-    python -m train.toy_base.clip --output runs/demo/base_clip --texts runs/demo/data
+    python -m train.toy_base.clip --output runs/demo/base_clip --data runs/demo/data
     python -m train.toy_base.clip --output runs/demo/base_clip --tokenizer FOLDER --image_size 224
 
 The folder is a plain ``transformers`` one. It takes CLIP's own tokenizer where a folder of it is given; otherwise a
-tokenizer of the same kind is trained on the given texts on the spot.
+tokenizer of the same kind is trained on the spot, on a data set's texts or any others.
 """
 
 import json
@@ -28,6 +28,7 @@ from llava_ial.config import parse_config
 from llava_ial.data.dataset import IALDataset
 from llava_ial.errors import UserError, run_command
 from llava_ial.manifest import MANIFEST, FolderState, claim_folder, file_hash, publish_manifest
+from llava_ial.models.address_clip import save_tokenizer
 from llava_ial.records import CaptionRecord, read_records
 
 KIND = "base_clip"
@@ -41,10 +42,12 @@ class BaseClipConfig:
     """What to build; the defaults learn a few photos in a minute on two CPU cores."""
 
     output: Path = field(metadata={"help": "folder to write"})
-    tokenizer: Path | None = field(default=None, metadata={"help": "folder of CLIP's tokenizer"})
+    tokenizer: Path | None = field(
+        default=None, metadata={"help": "folder of CLIP's tokenizer; none: one is trained on --data and --texts"}
+    )
+    data: Path | None = field(default=None, metadata={"help": "data set folder to train a tokenizer on"})
     texts: list[Path] = field(
-        default_factory=list,
-        metadata={"help": "without --tokenizer: data set folders, or text files with one text a line, to train one on"},
+        default_factory=list, metadata={"help": "files with one text a line to train a tokenizer on"}
     )
     vocab_size: int = field(default=2048, metadata={"help": "largest vocabulary of a tokenizer trained here"})
     image_size: int = field(default=112, metadata={"help": "side of the square input in pixels"})
@@ -71,7 +74,9 @@ def build_base_clip(config: BaseClipConfig) -> FolderState:
         UserError: Sizes that fit no model, or no source of a tokenizer.
     """
     _check_sizes(config)
-    identity = {k: v for k, v in asdict(config).items() if k not in ("output", "tokenizer", "texts", "vocab_size")}
+    identity = {
+        k: v for k, v in asdict(config).items() if k not in ("output", "tokenizer", "data", "texts", "vocab_size")
+    }
     tokenizer, identity["tokenizer"] = _load_or_train_tokenizer(config)
     state = claim_folder(config.output, KIND, identity)
     if state is FolderState.COMPLETE:
@@ -91,7 +96,7 @@ def build_base_clip(config: BaseClipConfig) -> FolderState:
     )
     _check_pooling(model, tokenizer)
     model.save_pretrained(config.output)
-    tokenizer.save_pretrained(config.output)
+    save_tokenizer(tokenizer, config.output)
     build_image_processor(config.image_size).save_pretrained(config.output)
     num_parameters = sum(p.numel() for p in model.parameters())
     publish_manifest(config.output, KIND, identity, num_parameters=num_parameters, vocab_size=len(tokenizer))
@@ -182,23 +187,22 @@ def _load_or_train_tokenizer(config: BaseClipConfig) -> tuple[PreTrainedTokenize
             raise UserError(f"--tokenizer {config.tokenizer}: no tokenizer.json there")
         tokenizer = AutoTokenizer.from_pretrained(config.tokenizer, model_max_length=CONTEXT_LENGTH)
         return tokenizer, {"file_hash": file_hash(file)}
-    if not config.texts:
-        raise UserError("neither --tokenizer nor --texts is given; name the folder of CLIP's tokenizer or a data set")
-    texts = [text for source in config.texts for text in _read_texts(source)]
+    texts = list(_data_set_texts(config.data)) if config.data is not None else []
+    texts += [text for source in config.texts for text in _read_texts(source)]
     if not texts:
-        raise UserError(f"--texts {' '.join(map(str, config.texts))}: no text in there")
-    sources = [file_hash(source / MANIFEST if source.is_dir() else source) for source in config.texts]
+        raise UserError("no text to train a tokenizer on; give --data or --texts, or --tokenizer with a folder of one")
+    sources = [file_hash(path) for path in (*([config.data / MANIFEST] if config.data else []), *config.texts)]
     return train_clip_tokenizer(texts, config.vocab_size), {"texts_hash": sources, "vocab_size": config.vocab_size}
 
 
+def _data_set_texts(folder: Path) -> Iterator[str]:
+    for record in IALDataset(folder).gallery:
+        yield from (record.verbose, record.canonical, record.spoken)
+    for caption in read_records(folder / "captions", CaptionRecord):
+        yield caption.caption
+
+
 def _read_texts(source: Path) -> Iterator[str]:
-    if source.is_dir():
-        dataset = IALDataset(source)
-        for record in dataset.gallery:
-            yield from (record.verbose, record.canonical, record.spoken)
-        for caption in read_records(source / "captions", CaptionRecord):
-            yield caption.caption
-        return
     try:
         yield from (line for line in source.read_text(encoding="utf-8").splitlines() if line.strip())
     except (OSError, UnicodeDecodeError) as error:

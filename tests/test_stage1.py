@@ -1,0 +1,314 @@
+"""Stage 1 through its real ``main()``, on eight drawn photos and a tiny CLIP."""
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel, CLIPProcessor, CLIPVisionModel
+
+from llava_ial.data.dataset import IALDataset
+from llava_ial.data.images import load_photo
+from llava_ial.errors import UserError
+from llava_ial.manifest import file_hash, read_manifest
+from llava_ial.models.address_clip import MAX_LOG_LOGIT_SCALE, AddressCLIP
+from llava_ial.models.identity import hash_tensors, tower_hash
+from llava_ial.training.checkpoints import complete_checkpoints
+from tests.tiny_world import TinyWorld, build_tiny_base_clip, build_tiny_dataset
+from train import stage1_clip
+
+RESULT_FILES = (
+    "model.safetensors",
+    "gallery_embeddings.safetensors",
+    "metrics.json",
+    "train_log.jsonl",
+    "manifest.json",
+)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``data`` and ``base``; only read by the tests."""
+    folder = tmp_path_factory.mktemp("stage1")
+    build_tiny_dataset(folder / "data")
+    build_tiny_base_clip(folder / "base", folder / "data")
+    return folder
+
+
+@pytest.fixture
+def train(world: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Runs the command with a few settings; what is given wins."""
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+
+    def run(output: Path, **options: Any) -> Path:
+        settings = {
+            "data": world / "data", "base": world / "base", "output": output, "cpu": True, "num_workers": 0,
+            "num_epochs": 8, "batch_size": 4, "learning_rate": 1e-3, "log_every": 1, "eval_splits": "train",
+            "checkpoint_every": 0, "min_crop_area": 0.7, **options,
+        }  # fmt: skip
+        arguments = [f"--{name}={value}" for name, value in settings.items() if value is not None]
+        monkeypatch.setattr("sys.argv", ["stage1_clip.py", *arguments])
+        stage1_clip.main()
+        return output
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def trained(world: Path) -> Path:
+    """A run that learned its eight photos."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DS_ACCELERATOR", "cpu")
+        options = (
+            "--cpu=True --num_workers=0 --num_epochs=60 --batch_size=8 --learning_rate=3e-3 --eval_splits train val"
+        )
+        places = [f"--data={world / 'data'}", f"--base={world / 'base'}", f"--output={world / 'trained'}"]
+        patch.setattr("sys.argv", ["stage1_clip.py", *options.split(), *places])
+        stage1_clip.main()
+    return world / "trained"
+
+
+def test_a_tiny_model_learns_eight_photos(trained: Path):
+    metrics = json.loads((trained / "metrics.json").read_text())
+    assert metrics["train"] == {"num_photos": 8, "SSA@1": 1.0, "SA@1": 1.0, "SSA@5": 1.0, "SA@5": 1.0}
+    assert metrics["val"]["num_photos"] == 2
+    log = [json.loads(line) for line in (trained / "train_log.jsonl").read_text().splitlines()]
+    losses = [entry for entry in log if "loss" in entry]
+    assert losses[-1]["loss"] < 0.3 * losses[0]["loss"]
+    for entry in losses:
+        parts = entry["image_address_loss"] + 0.2 * entry["image_caption_loss"] + 0.8 * entry["image_geography_loss"]
+        assert entry["loss"] == pytest.approx(parts, rel=1e-5)
+
+
+def test_the_output_is_plain_transformers_and_finds_the_photos_without_this_code(world: Path, trained: Path):
+    clip, info = CLIPModel.from_pretrained(trained, output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    processor = CLIPProcessor.from_pretrained(trained)
+    assert file_hash(trained / "tokenizer.json") == file_hash(world / "base" / "tokenizer.json")
+    dataset = IALDataset(world / "data")
+    gallery = [record.verbose for record in dataset.gallery]
+    photos = [load_photo(dataset.image_file(s.photo.image_path)) for s in dataset.samples("train")]
+    with torch.no_grad():
+        inputs = processor(text=gallery, images=photos, return_tensors="pt", padding=True)
+        best = clip(**inputs).logits_per_image.argmax(dim=-1)
+    assert [dataset.gallery[i].sub_street_id for i in best] == [
+        s.address.sub_street_id for s in dataset.samples("train")
+    ]
+
+
+def test_quick_gelu_and_the_tower_survive_saving(trained: Path):
+    manifest = read_manifest(trained, "address_clip")
+    vision = CLIPVisionModel.from_pretrained(trained)
+    assert vision.config.hidden_act == "quick_gelu"
+    assert type(vision.encoder.layers[0].mlp.activation_fn).__name__ == "QuickGELUActivation"
+    assert tower_hash(CLIPModel.from_pretrained(trained).vision_model) == manifest["tower_hash"]
+    assert tower_hash(vision) == manifest["tower_hash"]
+
+
+def test_the_gallery_and_its_features_are_the_ones_of_the_data_set(world: Path, trained: Path):
+    dataset, manifest = IALDataset(world / "data"), read_manifest(trained, "address_clip")
+    assert file_hash(trained / "gallery" / "part-00000.parquet") == manifest["gallery_hash"] == dataset.gallery_hash
+    stored = load_file(trained / "gallery_embeddings.safetensors")["verbose"]
+    model = AddressCLIP(CLIPModel.from_pretrained(trained))
+    again = model.embed_texts(
+        [r.verbose for r in dataset.gallery], AutoTokenizer.from_pretrained(trained), batch_size=3
+    )
+    torch.testing.assert_close(stored, again)
+    torch.testing.assert_close(stored.norm(dim=-1), torch.ones(8))
+
+
+def test_the_manifest_names_base_and_parents_and_no_absolute_path(world: Path, trained: Path):
+    manifest = read_manifest(trained, "address_clip")
+    assert (trained / manifest["base"]).resolve() == (world / "base").resolve()
+    base_hash = hash_tensors(CLIPModel.from_pretrained(world / "base").state_dict())
+    assert manifest["parents"] == {"data": IALDataset(world / "data").identity, "base": base_hash}
+    assert str(world) not in (trained / "manifest.json").read_text()
+    assert not (trained / "building.json").exists()
+    assert {"config.yaml", "run.json", *RESULT_FILES} <= {path.name for path in trained.iterdir()}
+
+
+def test_what_must_move_moves_and_what_must_not_stays(world: Path, trained: Path):
+    before, after = (load_file(folder / "model.safetensors") for folder in (world / "base", trained))
+    assert set(before) == set(after)
+    unmoved = [name for name in before if torch.equal(before[name], after[name])]
+    assert unmoved == []  # both encoders are tuned as a whole, the temperature too
+    assert after["logit_scale"] <= MAX_LOG_LOGIT_SCALE
+    tokenizer = AutoTokenizer.from_pretrained(trained)
+    seen = {i for r in IALDataset(world / "data").gallery for i in tokenizer(r.verbose)["input_ids"]}
+    samples = IALDataset(world / "data").samples("train")
+    seen |= {i for s in samples for i in tokenizer(s.caption)["input_ids"]}
+    moved_rows = (before[TOKENS] != after[TOKENS]).any(dim=-1).nonzero().flatten().tolist()
+    assert set(moved_rows) == seen  # words of no text keep their vectors
+    length = max(
+        len(tokenizer(f"{s.caption} {r.verbose}")["input_ids"])
+        for s, r in zip(samples, IALDataset(world / "data").gallery, strict=True)
+    )
+    moved_positions = (before[POSITIONS] != after[POSITIONS]).any(dim=-1).nonzero().flatten().tolist()
+    assert moved_positions == list(range(length))
+
+
+TOKENS, POSITIONS = (f"text_model.embeddings.{kind}_embedding.weight" for kind in ("token", "position"))
+
+
+def same_results(a: Path, b: Path) -> None:
+    for name in RESULT_FILES:
+        assert file_hash(a / name) == file_hash(b / name), name
+
+
+def test_two_runs_of_one_seed_are_the_same_bits_and_another_seed_is_not(tmp_path: Path, train):
+    first, again = train(tmp_path / "a"), train(tmp_path / "b")
+    same_results(first, again)
+    other = train(tmp_path / "c", seed=1)
+    assert file_hash(first / "model.safetensors") != file_hash(other / "model.safetensors")
+
+
+class Interrupter:
+    """Stands in for the progress line and does something at one step."""
+
+    def __init__(self, step: int, action: Callable[[], None]) -> None:
+        self.step, self.action, self.num_calls = step, action, 0
+
+    def __call__(self, *_: object) -> None:
+        self.num_calls += 1
+        if self.num_calls == self.step:
+            self.action()
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_resumed_run_equals_one_without_interruption_bitwise(tmp_path: Path, train, monkeypatch):
+    whole = train(tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(stage1_clip, "show", Interrupter(8, interrupt))
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / "parts", checkpoint_every=3)
+    (checkpoint,) = complete_checkpoints(tmp_path / "parts")[-1:]
+    assert checkpoint.name == "step-000006"
+    with monkeypatch.context() as patch:
+        patch.setattr(stage1_clip, "show", Interrupter(1, interrupt))
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / "parts", checkpoint_every=0)
+    same_results(whole, train(tmp_path / "parts", checkpoint_every=5))
+
+
+def test_a_checkpoint_is_a_whole_folder_of_its_own(tmp_path: Path, train):
+    output = train(tmp_path / "a", num_epochs=3, checkpoint_every=2, keep_checkpoints=1, eval_every=2)
+    (checkpoint,) = complete_checkpoints(output)
+    assert checkpoint.name == "step-000004"
+    manifest = read_manifest(checkpoint, "address_clip")
+    assert manifest["step"] == 4
+    assert (checkpoint / manifest["base"]).resolve().name == "base"
+    assert manifest["metrics"]["train"]["num_photos"] == 8
+    assert tower_hash(CLIPVisionModel.from_pretrained(checkpoint)) == manifest["tower_hash"]
+    assert AutoImageProcessor.from_pretrained(checkpoint, backend="pil").crop_size["height"] == 32
+    assert load_file(checkpoint / "gallery_embeddings.safetensors")["verbose"].shape == (8, 32)
+    measured = [json.loads(line) for line in (output / "train_log.jsonl").read_text().splitlines() if "split" in line]
+    assert [entry["step"] for entry in measured] == [2, 4, 6]
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(tmp_path: Path, train, monkeypatch, capsys):
+    whole = train(tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(stage1_clip, "show", Interrupter(4, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+        train(tmp_path / "parts")  # ends without an error
+    assert "stopped at step 5 of 16 as asked" in capsys.readouterr().out
+    assert [path.name for path in complete_checkpoints(tmp_path / "parts")] == ["step-000005"]
+    same_results(whole, train(tmp_path / "parts"))
+    assert "continues from" in capsys.readouterr().out
+
+
+def test_a_finished_run_is_not_trained_again_and_another_is_refused(tmp_path: Path, train, capsys):
+    output = train(tmp_path / "a", num_epochs=1)
+    written = (output / "model.safetensors").stat().st_mtime_ns
+    train(output, num_epochs=1, num_workers=1)
+    assert "already complete" in capsys.readouterr().out
+    assert (output / "model.safetensors").stat().st_mtime_ns == written
+    with pytest.raises(UserError, match="holds another run"):
+        train(output, num_epochs=2)
+
+
+def test_a_loss_without_a_value_stops_and_names_the_photos(tmp_path: Path, train):
+    with pytest.raises(UserError, match=r"step \d+: loss nan.*tiny-00\d.*lower --learning_rate"):
+        train(tmp_path / "a", learning_rate=1e30, checkpoint_every=1)
+    assert all(
+        torch.isfinite(t).all()
+        for c in complete_checkpoints(tmp_path / "a")
+        for t in load_file(c / "model.safetensors").values()
+    )
+
+
+def test_a_dry_run_shows_what_would_be_trained_and_writes_nothing(tmp_path: Path, train, capsys):
+    train(tmp_path / "a", dry_run=True)
+    shown = capsys.readouterr().out
+    for expected in ("8 train", "tiny-000", "(3, 32, 32)", "amber street", "16 of 4 photos on 1 process"):
+        assert expected in shown
+    assert not (tmp_path / "a").exists()
+
+
+def test_losses_without_captions_or_geography_and_other_positives_train_too(tmp_path: Path, train):
+    train(tmp_path / "a", num_epochs=1, caption_weight=0, geography_weight=0, positives="multi")
+    train(
+        tmp_path / "b", num_epochs=1, positives="geo", sigma_m=100, colour_jitter=0.3, fast_decoding=True, num_workers=1
+    )
+
+
+def test_moved_photos_are_found_by_image_root(tmp_path: Path, train):
+    build_tiny_dataset(tmp_path / "data", TinyWorld(num_train=4))
+    (tmp_path / "data_photos").rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="--image_root"):
+        train(tmp_path / "a", data=tmp_path / "data")
+    train(tmp_path / "a", data=tmp_path / "data", image_root=tmp_path / "elsewhere", num_epochs=1)
+
+
+def broken_photo(folder: Path) -> None:
+    photo = sorted((folder / "data_photos" / "train").iterdir())[1]
+    photo.write_bytes(photo.read_bytes()[:100])
+
+
+def other_size(folder: Path) -> None:
+    processor = AutoImageProcessor.from_pretrained(folder / "base", backend="pil")
+    processor.crop_size = {"height": 64, "width": 64}
+    processor.save_pretrained(folder / "base")
+
+
+def missing_weights(folder: Path) -> None:
+    state = load_file(folder / "base" / "model.safetensors")
+    state.pop("visual_projection.weight")
+    CLIPModel.from_pretrained(folder / "base").save_pretrained(folder / "base", state_dict=state)
+
+
+@pytest.mark.parametrize(
+    ("options", "spoil", "why"),
+    [
+        ({"data": "nowhere"}, None, "nowhere: no manifest.json"),
+        ({"base": "./nowhere"}, None, "base model ./nowhere: no such folder"),
+        ({"base": "nobody/no-clip"}, None, "base model nobody/no-clip"),
+        ({"eval_splits": "test"}, lambda f: shutil.rmtree(f / "data" / "addresses"), "no table here"),
+        ({"num_processes": 2}, None, "--num_processes 2: 1 process"),
+        ({"positives": "some"}, None, "--positives some"),
+        ({}, broken_photo, "tiny-001.jpg is damaged"),
+        ({}, other_size, "image processor makes 64 pixels"),
+        ({}, missing_weights, "1 weights are missing, for example visual_projection"),
+    ],
+    ids=["data", "base folder", "base name", "table", "processes", "positives", "photo", "processor", "weights"],
+)  # fmt: skip
+def test_what_the_user_can_mend_is_said_in_one_line(world, tmp_path: Path, train, options, spoil, why):
+    places = {}
+    if spoil is not None:
+        build_tiny_dataset(tmp_path / "data")
+        shutil.copytree(world / "base", tmp_path / "base")
+        places = {"data": tmp_path / "data", "base": tmp_path / "base"}
+        spoil(tmp_path)
+    with pytest.raises(UserError, match=why) as caught:
+        train(tmp_path / "out", **places, **options)
+    assert str(caught.value)
+    if spoil is not broken_photo:
+        assert not (tmp_path / "out").exists()
