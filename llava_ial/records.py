@@ -136,6 +136,7 @@ class PredictionRecord:
     """One answered question, a line of ``predictions.jsonl``.
 
     ``finish_reason`` is ``stop``, ``length`` or ``error``; an error is retried and never scored as a wrong answer.
+    ``shown_image_id`` is the photo that was shown instead of the question's own, in the control with shuffled photos.
     """
 
     question_id: str
@@ -146,6 +147,7 @@ class PredictionRecord:
     answer: str
     finish_reason: str
     error: str | None = None
+    shown_image_id: str | None = None
 
 
 def arrow_type(annotation: Any) -> pa.DataType:

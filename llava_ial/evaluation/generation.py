@@ -1,0 +1,171 @@
+"""Asking a model every question, in a way that a power cut does not spoil."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from PIL import Image
+from tqdm import tqdm
+
+from llava_ial.conversation import Message
+from llava_ial.data.images import load_photo
+from llava_ial.errors import UserError
+from llava_ial.evaluation.metrics import ERROR
+from llava_ial.evaluation.questions import Question
+from llava_ial.inference import Answer
+from llava_ial.manifest import write_text
+from llava_ial.records import PredictionRecord
+
+# Questions answered between two writes, in batches: enough of them to sort by length and to share photos.
+_BATCHES_PER_WRITE = 4
+
+
+class Answerer(Protocol):
+    """What is evaluated; ``llava_ial.inference.AddressPredictor`` is one."""
+
+    def answer_batch(
+        self,
+        dialogues: Sequence[Sequence[Message]],
+        photos: Sequence[Image.Image],
+        *,
+        batch_size: int,
+        max_new_tokens: int,
+    ) -> list[Answer]:
+        """One answer for each dialogue, in order."""
+
+
+class PredictionFile:
+    """``predictions.jsonl``: one answer a line, appended and flushed; the last line about a question counts."""
+
+    def __init__(self, path: Path) -> None:
+        """Opens the file, repairing a last line that was torn by a kill.
+
+        Raises:
+            UserError: Another line is no prediction.
+        """
+        self.path = path
+        self.by_question: dict[str, PredictionRecord] = {}
+        content = path.read_bytes() if path.exists() else b""
+        whole = content[: content.rfind(b"\n") + 1]
+        if whole != content:
+            with path.open("r+b") as file:
+                file.truncate(len(whole))
+        for number, line in enumerate(whole.decode("utf-8").splitlines(), start=1):
+            try:
+                record = PredictionRecord(**json.loads(line))
+            except (ValueError, TypeError) as error:
+                raise UserError(f"{path}, line {number}: no prediction: {error}; delete this line") from error
+            self.by_question[record.question_id] = record
+
+    def append(self, records: Iterable[PredictionRecord]) -> None:
+        """Adds answers; on return they are on the disk."""
+        with self.path.open("a", encoding="utf-8") as file:
+            for record in records:
+                self.by_question[record.question_id] = record
+                file.write(_as_line(record))
+            file.flush()
+            os.fsync(file.fileno())
+
+    def finish(self, questions: Sequence[Question]) -> list[PredictionRecord]:
+        """Rewrites the file in the order of the questions, one line each, as an uninterrupted run would have it."""
+        records = [self.by_question[question.question_id] for question in questions]
+        write_text(self.path, "".join(_as_line(record) for record in records))
+        return records
+
+
+def ask_all(
+    model: Answerer,
+    questions: Sequence[Question],
+    path: Path,
+    image_file: Mapping[str, Path],
+    *,
+    batch_size: int,
+    max_new_tokens: int,
+    is_right: Callable[[PredictionRecord], bool | None],
+    title: str,
+) -> list[PredictionRecord]:
+    """Answers to all questions; those that ``path`` already holds are not asked again, failed ones are.
+
+    Args:
+        model: Is asked.
+        questions: Each is a dialogue of its own.
+        path: The predictions.
+        image_file: Where each photo lies.
+        batch_size: Questions at a time.
+        max_new_tokens: Most tokens of an answer.
+        is_right: For the running share in the progress bar; None for an answer that does not count in it.
+        title: Of the progress bar.
+    """
+    file = PredictionFile(path)
+    open_questions = [q for q in questions if _is_open(file.by_question.get(q.question_id))]
+    verdicts = [is_right(record) for record in file.by_question.values() if record.finish_reason != ERROR]
+    size = batch_size * _BATCHES_PER_WRITE
+    num_done = len(questions) - len(open_questions)
+    with tqdm(total=len(questions), initial=num_done, desc=title, unit=" answers", smoothing=0.05) as progress:
+        for start in range(0, len(open_questions), size):
+            part = open_questions[start : start + size]
+            records = _ask(model, part, image_file, batch_size=batch_size, max_new_tokens=max_new_tokens)
+            file.append(records)
+            verdicts += [is_right(record) for record in records if record.finish_reason != ERROR]
+            counted = [verdict for verdict in verdicts if verdict is not None]
+            progress.update(len(part))
+            if counted:
+                progress.set_postfix_str(f"{sum(counted) / len(counted):.1%} right so far")
+    return file.finish(questions)
+
+
+def _ask(
+    model: Answerer,
+    questions: Sequence[Question],
+    image_file: Mapping[str, Path],
+    *,
+    batch_size: int,
+    max_new_tokens: int,
+) -> list[PredictionRecord]:
+    """Answers in the order of the questions; what goes wrong is recorded with them."""
+    photos: dict[str, Image.Image] = {}
+    errors: dict[str, str] = {}
+    for image_id in {question.shown_image_id for question in questions}:
+        try:
+            photos[image_id] = load_photo(image_file[image_id])
+        except UserError as error:
+            errors[image_id] = str(error)
+    able = [question for question in questions if question.shown_image_id in photos]
+    failure, answers = "", []
+    try:
+        answers = model.answer_batch(
+            [question.messages for question in able],
+            [photos[question.shown_image_id] for question in able],
+            batch_size=batch_size,
+            max_new_tokens=max_new_tokens,
+        )
+    except (UserError, RuntimeError) as error:  # out of memory is a RuntimeError
+        failure = f"{type(error).__name__}: {error}"
+    by_question = dict(zip([question.question_id for question in able], answers, strict=False))
+    return [_as_record(q, by_question.get(q.question_id), errors.get(q.shown_image_id, failure)) for q in questions]
+
+
+def _as_record(question: Question, answer: Answer | None, error: str) -> PredictionRecord:
+    is_other = question.shown_image_id != question.image_id
+    return PredictionRecord(
+        question_id=question.question_id,
+        image_id=question.image_id,
+        task=question.task,
+        question=question.text,
+        expected=question.expected,
+        answer=answer.text if answer else "",
+        finish_reason=answer.finish_reason if answer else ERROR,
+        error=None if answer else error,
+        shown_image_id=question.shown_image_id if is_other else None,
+    )
+
+
+def _is_open(record: PredictionRecord | None) -> bool:
+    return record is None or record.finish_reason == ERROR
+
+
+def _as_line(record: PredictionRecord) -> str:
+    return json.dumps(dataclasses.asdict(record), ensure_ascii=False) + "\n"

@@ -1,0 +1,259 @@
+"""Batch evaluation: every question once, nothing lost by a kill, failures counted and asked again."""
+
+import json
+import random
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llava_ial.data.dataset import IALDataset
+from llava_ial.errors import UserError
+from llava_ial.evaluation.generation import PredictionFile
+from llava_ial.evaluation.questions import derange_by_street, load_questions
+from llava_ial.inference import AddressPredictor, Answer
+from llava_ial.manifest import MANIFEST
+from serve.evaluate import EvaluateConfig, evaluate
+from tests.tiny_models import TinyFolders
+from tests.tiny_world import TinyWorld, build_tiny_dataset
+
+
+@pytest.fixture(scope="module")
+def predictor(tiny_folders: TinyFolders) -> AddressPredictor:
+    return AddressPredictor.from_pretrained(tiny_folders.llava)
+
+
+@pytest.fixture
+def config(tiny_folders: TinyFolders, tmp_path: Path) -> EvaluateConfig:
+    return EvaluateConfig(
+        tiny_folders.llava, tiny_folders.data, tmp_path / "out", split="train", batch_size=2, max_new_tokens=90
+    )
+
+
+class Flaky:
+    """A predictor that breaks down at a given call; ``error`` says how."""
+
+    def __init__(self, predictor: AddressPredictor, break_at: int, error: BaseException) -> None:
+        self._predictor, self._break_at, self._error = predictor, break_at, error
+        self.num_calls = 0
+        self.asked: list[str] = []
+
+    def probabilities(self, photos):
+        return self._predictor.probabilities(photos)
+
+    def answer_batch(self, dialogues, photos, **settings) -> list[Answer]:
+        self.num_calls += 1
+        if self.num_calls == self._break_at:
+            raise self._error
+        self.asked += [dialogue[-1].content for dialogue in dialogues]
+        return self._predictor.answer_batch(dialogues, photos, **settings)
+
+
+def _published(folder: Path) -> dict[str, bytes]:
+    """Every file that must be a function of inputs and settings alone."""
+    return {
+        path.name: path.read_bytes()
+        for path in sorted(folder.iterdir())
+        if path.name not in ("run.json", "config.yaml")
+    }
+
+
+def _lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_a_model_that_knows_its_photos_by_heart(config, predictor, capsys) -> None:
+    metrics = evaluate(config, predictor)
+    assert metrics["answers"]["rates"]["street_accuracy"]["value"] == 1.0
+    assert metrics["answers"]["rates"]["sub_street_accuracy"]["value"] == 1.0
+    assert metrics["shuffled_photos"]["rates"]["street_accuracy"]["value"] == 0.0
+    assert metrics["shuffled_photos"]["num_same_street"] == 0
+    assert metrics["questions"] == {"asked": 8, "num_given_away": 8, "num_other_tasks": 0}
+    assert set(metrics["ranking"]) == {"SA@1", "SA@5", "SSA@1", "SSA@5", "num_photos", "num_failed"}
+    printed = capsys.readouterr().out
+    assert "Memorisation check" in printed
+    assert "8 of 8 answers name the right street: 100.0 %" in printed
+    assert "With the photos shuffled: 0.0 %; the answers come from the pixels." in printed
+    assert json.loads((config.output / "metrics.json").read_text()) == json.loads(json.dumps(metrics))
+    assert (config.output / "summary.md").read_text() in printed
+    assert [row["shown_image_id"] is None for row in _lines(config.output / "predictions.jsonl")] == [True] * 8
+    shown = [row["shown_image_id"] for row in _lines(config.output / "predictions_shuffled.jsonl")]
+    assert len(set(shown)) == 8
+
+    evaluate(config, None)  # complete: no model is needed
+    assert "already complete" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("batch_size", [1, 5])
+def test_results_do_not_depend_on_the_batch(config, predictor, batch_size, tmp_path) -> None:
+    evaluate(config, predictor)
+    expected = _published(config.output)
+    config.output, config.batch_size = tmp_path / "other", batch_size
+    evaluate(config, predictor)
+    assert _published(config.output) == expected
+
+
+def test_stopped_at_any_write_and_continued(config, predictor, tmp_path) -> None:
+    evaluate(config, predictor)
+    expected = _published(config.output)
+    config.batch_size = 1  # four questions between two writes
+    for break_at in (1, 2, 3):
+        config.output = tmp_path / f"broken-{break_at}"
+        broken = Flaky(predictor, break_at, KeyboardInterrupt())
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(config, broken)
+        again = Flaky(predictor, 0, KeyboardInterrupt())
+        evaluate(config, again)
+        assert len(broken.asked) + len(again.asked) == 16, "asked twice, or not at all"
+        assert _published(config.output) == expected
+
+
+@pytest.mark.parametrize("cut", [1, 20, 200])
+def test_a_torn_last_line_is_asked_again(config, predictor, tmp_path, cut) -> None:
+    evaluate(config, predictor)
+    expected = _published(config.output)
+    path = config.output / "predictions.jsonl"
+    (config.output / MANIFEST).rename(config.output / "building.json")
+    path.write_bytes(path.read_bytes()[:-cut])
+    again = Flaky(predictor, 0, KeyboardInterrupt())
+    evaluate(config, again)
+    assert len(again.asked) == 1
+    assert _published(config.output) == expected
+
+
+def test_a_broken_line_in_the_middle_is_named(tmp_path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"question_id": 1}\n')
+    with pytest.raises(UserError, match="line 1: no prediction"):
+        PredictionFile(tmp_path / "p.jsonl")
+
+
+def test_failed_answers_are_counted_and_retried(config, predictor, tmp_path) -> None:
+    evaluate(config, predictor)
+    expected = _published(config.output)
+    config.output, config.batch_size = tmp_path / "failing", 1
+    with pytest.raises(UserError, match="4 questions have no answer"):
+        evaluate(config, Flaky(predictor, 2, RuntimeError("out of memory")))
+    metrics = json.loads((config.output / "metrics.json").read_text())
+    assert (metrics["answers"]["num_failed"], metrics["answers"]["num_answers"]) == (4, 4)
+    assert metrics["answers"]["rates"]["street_accuracy"]["value"] == 1.0
+    failed = [row for row in _lines(config.output / "predictions.jsonl") if row["finish_reason"] == "error"]
+    assert [row["error"] for row in failed] == ["RuntimeError: out of memory"] * 4
+    again = Flaky(predictor, 0, KeyboardInterrupt())
+    evaluate(config, again)
+    assert len(again.asked) == 4
+    assert _published(config.output) == expected
+
+
+def test_an_unreadable_photo_fails_alone(config, predictor, tmp_path) -> None:
+    config.data = build_tiny_dataset(tmp_path / "data")
+    dataset = IALDataset(config.data)
+    sample = dataset.samples("train")[3]
+    dataset.image_file(sample.photo.image_path).write_bytes(b"no image")
+    with pytest.raises(UserError, match="2 questions have no answer"):
+        evaluate(config, predictor)
+    failed = [row for row in _lines(config.output / "predictions.jsonl") if row["finish_reason"] == "error"]
+    assert [row["image_id"] for row in failed] == [sample.photo.image_id]
+    assert "is no image" in failed[0]["error"]
+    assert json.loads((config.output / "metrics.json").read_text())["ranking"]["num_failed"] == 1
+    assert not (config.output / MANIFEST).exists()
+
+
+def test_a_stage_1_folder_is_ranked_alone(config, tiny_folders, capsys) -> None:
+    config.model = tiny_folders.clip
+    metrics = evaluate(config)
+    assert "answers" not in metrics
+    assert not (config.output / "predictions.jsonl").exists()
+    assert "SSA@1" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tasks": ["colour"]}, "unknown kind of question 'colour'"),
+        ({"tasks": ["city"]}, "has no question of the kinds city"),
+        ({"split": "exam"}, "split 'exam' is unknown"),
+        ({"batch_size": 0}, "--batch_size 0: at least 1"),
+        ({"dtype": "int3"}, "--dtype 'int3' is unknown"),
+        ({"model": Path("nowhere")}, "nowhere: no manifest.json"),
+        ({"data": Path("nowhere")}, "nowhere: no manifest.json"),
+    ],
+)
+def test_wrong_settings_are_refused_before_anything_is_written(config, change, message) -> None:
+    for name, value in change.items():
+        setattr(config, name, value)
+    with pytest.raises(UserError, match=message):
+        evaluate(config)
+    assert not config.output.exists()
+
+
+def test_another_list_of_addresses_is_refused(config, tmp_path) -> None:
+    config.data = build_tiny_dataset(tmp_path / "other", TinyWorld(num_addresses=6))
+    with pytest.raises(UserError, match="another list of addresses"):
+        evaluate(config)
+
+
+def test_another_evaluation_in_the_folder_is_refused(config, predictor) -> None:
+    evaluate(config, predictor)
+    config.seed = 1
+    with pytest.raises(UserError, match="holds another run"):
+        evaluate(config, predictor)
+
+
+def test_questions_are_asked_alone_and_without_what_is_given_away(tiny_folders) -> None:
+    questions = load_questions(IALDataset(tiny_folders.data), "train")
+    assert {question.task for question in questions.asked} == {"where"}
+    assert all(len(q.messages) == 1 and q.messages[0].content == f"<image>\n{q.text}" for q in questions.asked)
+    assert "<image>" not in questions.asked[0].text
+
+
+@given(st.lists(st.integers(0, 4), min_size=2, max_size=30), st.integers(0, 3))
+def test_shuffling_is_a_permutation_that_changes_streets_where_it_can(streets, seed) -> None:
+    street_of = {f"photo-{i}": (str(street), "") for i, street in enumerate(streets)}
+    shown = derange_by_street(sorted(street_of), street_of, seed)
+    assert sorted(shown) == sorted(shown.values()) == sorted(street_of)
+    assert all(image != other for image, other in shown.items())
+    if 2 * max(Counter(streets).values()) <= len(streets):
+        assert all(street_of[image] != street_of[other] for image, other in shown.items())
+    assert shown == derange_by_street(sorted(street_of), street_of, seed)
+
+
+@pytest.mark.slow
+def test_the_command_survives_kill_9(config, predictor, tiny_folders, tmp_path) -> None:
+    evaluate(config, predictor)
+    expected = _published(config.output)
+    output = tmp_path / "killed"
+    command = [
+        sys.executable, "-m", "serve.evaluate", "--model", str(tiny_folders.llava), "--data", str(tiny_folders.data),
+        "--split", "train", "--output", str(output), "--batch_size", "1", "--max_new_tokens", "90",
+    ]  # fmt: skip
+    draw = random.Random(0)
+    for _ in range(3):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        deadline = time.time() + 60
+        while process.poll() is None and time.time() < deadline and not list(output.glob("predictions*")):
+            time.sleep(0.01)
+        time.sleep(draw.random())
+        process.kill()
+        process.wait()
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert _published(output) == expected
+
+
+@pytest.mark.slow
+def test_the_command_line_says_what_is_wrong_in_one_line(tmp_path) -> None:
+    def run(*arguments: str) -> subprocess.CompletedProcess:
+        command = [sys.executable, "-m", "serve.evaluate", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    wrong = run("--model", str(tmp_path / "none"), "--data", str(tmp_path), "--output", str(tmp_path / "out"))
+    assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
+    assert wrong.stderr.startswith("error: ")
+    text = run("--help").stdout
+    assert "memorisation check" in text
+    assert "--no_shuffle_photos" in text
