@@ -60,7 +60,9 @@ class LlavaTrainer(Trainer):
         return optimizer
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
-        """Called by ``Trainer`` on the main process for every checkpoint and for the end, weights gathered."""
+        """Called by ``Trainer`` for every checkpoint and for the end, weights gathered; under DeepSpeed on every rank."""
+        if not self.args.should_save:
+            return
         run = self._run
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
