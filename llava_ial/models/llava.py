@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
 from torch import nn
-from transformers import CLIPModel, LlavaForConditionalGeneration
+from transformers import AutoConfig, CLIPModel, LlavaForConditionalGeneration
 
 from llava_ial.errors import UserError
 from llava_ial.manifest import read_manifest
@@ -26,6 +27,9 @@ _TOWER_SHAPE = (
     "intermediate_size",
     "image_size",
     "patch_size",
+    "num_channels",
+    "hidden_act",  # a tower trained with quick_gelu and read with gelu sees something else, without an error
+    "layer_norm_eps",
 )
 
 
@@ -42,14 +46,19 @@ def load_base(base: str, *, dtype: torch.dtype = torch.float32) -> LlavaForCondi
     """A LLaVA by name or folder.
 
     Raises:
-        UserError: Nothing there, or another kind of model.
+        UserError: Nothing there, another kind of model, or weights missing (they would be random without a word).
     """
     try:
-        model = LlavaForConditionalGeneration.from_pretrained(base, dtype=dtype)
-    except (OSError, ValueError) as error:
+        kind = AutoConfig.from_pretrained(base).model_type
+        if kind != "llava":
+            raise UserError(f"base '{base}' is a {kind}; expected a llava, such as llava-hf/llava-1.5-7b-hf")
+        model, info = LlavaForConditionalGeneration.from_pretrained(base, dtype=dtype, output_loading_info=True)
+    except UserError:
+        raise
+    except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"base '{base}' is no LLaVA that can be loaded: {str(error).splitlines()[0]}") from error
-    if model.config.model_type != "llava":
-        raise UserError(f"base '{base}' is a {model.config.model_type}; expected a llava (llava-hf/llava-1.5-7b-hf)")
+    if missing := sorted(info["missing_keys"]):
+        raise UserError(f"base '{base}': {len(missing)} weights are missing, for example {missing[0]}")
     return model
 
 
@@ -134,10 +143,15 @@ def add_adapter(llava: LlavaForConditionalGeneration, lora: LoraSettings) -> Pef
     named = [name for name, _ in model.named_parameters() if ".lora_" in name]
     if not named or any(TOWER in name for name in named):
         raise UserError("LoRA must be on the language model alone, and it is not; is the base a LLaVA-1.5?")
+    freeze_tower(model)
+    return model
+
+
+def freeze_tower(model: nn.Module) -> None:
+    """Takes the tower out of training; PEFT puts in whatever stands in ``modules_to_save``, also when it resumes."""
     for name, parameter in model.named_parameters():
         if TOWER in name:
             parameter.requires_grad_(False)
-    return model
 
 
 def module_group(name: str) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from peft import PeftModel
+from safetensors.torch import load_file
 from transformers import (
     AutoImageProcessor,
     AutoTokenizer,
@@ -21,13 +22,14 @@ from transformers import (
 
 from llava_ial.conversation import IMAGE_TOKEN, chat_template_hash, load_chat_template
 from llava_ial.errors import UserError
-from llava_ial.manifest import MANIFEST, config_hash, file_hash, publish_manifest, read_manifest
+from llava_ial.manifest import config_hash, file_hash, publish_manifest, read_manifest
 from llava_ial.models.identity import hash_tensors, tower_hash
 from llava_ial.models.llava import PROJECTOR, TOWER, load_base, saved_module, set_features
 
 KIND = "llava_ial"
 ADDRESS_CLIP = "address_clip"
 _ADAPTER = "adapter_model.safetensors"
+_SAVED_MODULES = (f".{TOWER}.", f".{PROJECTOR}.")  # in the names of the adapter file
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,8 @@ def save_llava_ial(
 ) -> None:
     """Writes everything the folder needs to stand alone beside its base; the manifest last.
 
+    What was written is read again before the manifest says that it is whole.
+
     Args:
         folder: Exists; other files in it are left alone.
         model: LoRA, projector and tower are saved.
@@ -103,15 +107,18 @@ def save_llava_ial(
         clip_folder: Finished stage 1 folder, copied in.
         config: What the manifest names as the configuration.
         state_dict: Gathered weights, where the model's own are partitioned (ZeRO-3).
-        parents: Hashes of the data set and of stage 1.
+        parents: Hashes of the data set, of stage 1 and of the base; that of the base is computed if it is not there.
+
+    Raises:
+        UserError: The tower is not that of stage 1, or weights are not numbers.
     """
     llava_config = model.get_base_model().config
     model.save_pretrained(folder, state_dict=state_dict)
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty form of a model card
     save_processor(folder, tokenizer, image_processor, llava_config)
-    if not (folder / ADDRESS_CLIP / MANIFEST).is_file():
-        shutil.copytree(clip_folder, folder / ADDRESS_CLIP, ignore=shutil.ignore_patterns("checkpoints"))
+    _copy_once(clip_folder, folder / ADDRESS_CLIP)
     stage1 = read_manifest(folder / ADDRESS_CLIP, ADDRESS_CLIP)
+    projector_hash = _check_adapter(folder, stage1["tower_hash"])
     local = Path(base).is_dir()
     publish_manifest(
         folder,
@@ -120,14 +127,14 @@ def save_llava_ial(
         parents=parents,
         base=os.path.relpath(base, folder) if local else base,
         base_is_local=local,
-        base_hash=base_hash(base),
+        base_hash=(parents or {}).get("base") or base_hash(base),
         tower_hash=stage1["tower_hash"],
         gallery_hash=stage1["gallery_hash"],
         adapter_hash=file_hash(folder / _ADAPTER),
         chat_template_hash=chat_template_hash(),
         vision_feature_layer=llava_config.vision_feature_layer,
         vision_feature_select_strategy=llava_config.vision_feature_select_strategy,
-        projector_hash=hash_tensors(_projector_state(model, state_dict)),
+        projector_hash=projector_hash,
     )
 
 
@@ -173,8 +180,25 @@ def _verify(folder: Path, part: str, found: str, expected: str) -> None:
         )
 
 
-def _projector_state(model: PeftModel, state_dict: dict[str, torch.Tensor] | None) -> dict[str, torch.Tensor]:
-    if state_dict is None:
-        return dict(saved_module(model, PROJECTOR).state_dict())
-    mark = f"{PROJECTOR}.modules_to_save.default."
-    return {name.split(mark)[1]: tensor for name, tensor in state_dict.items() if mark in name}
+def _copy_once(source: Path, target: Path) -> None:
+    """Copies a finished folder under a temporary name and renames it, so that a torn copy is never taken for whole."""
+    if target.is_dir():
+        return
+    temporary = target.with_name(f".{target.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed here
+    shutil.copytree(source, temporary, ignore=shutil.ignore_patterns("checkpoints"))
+    temporary.rename(target)
+
+
+def _check_adapter(folder: Path, expected_tower: str) -> str:
+    """Reads the adapter file back; returns the hash of the projector in it."""
+    state = load_file(folder / _ADAPTER)
+    broken = [name for name, tensor in state.items() if tensor.numel() == 0 or not bool(torch.isfinite(tensor).all())]
+    if broken:
+        raise UserError(
+            f"{folder}: {len(broken)} of {len(state)} weights are empty or no numbers, for example {broken[0]}; "
+            "nothing is published: lower --learning_rate or use bf16, the last checkpoint is untouched"
+        )
+    tower, projector = ({n.split(mark)[1]: t for n, t in state.items() if mark in n} for mark in _SAVED_MODULES)
+    _verify(folder, "vision tower", hash_tensors(tower), expected_tower)
+    return hash_tensors(projector)
