@@ -22,6 +22,13 @@ from transformers import HfArgumentParser
 from llava_ial.errors import UserError
 
 
+class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Keeps the lines of the description, and says the default of what has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if action.required or action.default is None else super()._get_help_string(action)
+
+
 class _Parser(HfArgumentParser):
     """An argument parser whose complaints are one-line ``UserError``s."""
 
@@ -46,9 +53,10 @@ def parse_config(
     arguments = list(sys.argv[1:] if argv is None else argv)
     parser = _Parser(
         list(config_types),
+        prog=_program(),
         description=description,
         allow_abbrev=False,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=_Help,
     )
     parser.add_argument("--config", metavar="FILE.yaml", help="settings; options on the command line win over it")
     front = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -86,6 +94,12 @@ def save_config(path: Path, *configs: Any) -> None:
     for config in configs:
         merged.update({k: v for k, v in dataclasses.asdict(config).items() if v is not None})
     path.write_text(yaml.safe_dump(_plain(merged), sort_keys=True, allow_unicode=True), encoding="utf-8")
+
+
+def _program() -> str:
+    """How this command was started, as one would type it."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return f"python -m {spec.name.removesuffix('.__main__')}" if spec else sys.argv[0]
 
 
 def _plain(value: Any) -> Any:
