@@ -1,0 +1,138 @@
+"""The chat in a real browser: what a visitor sees and does, on a desk and on a phone, without the network."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llava_ial.data.dataset import IALDataset
+from llava_ial.prompts import PUBLISHED_QUESTION
+from serve import texts
+from tests.test_chat import chat_process, free_port
+from tests.tiny_models import TinyFolders
+
+pytestmark = pytest.mark.slow
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+FLAGS = [
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+]  # fmt: skip
+DESK, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
+# Pictures of what the tests saw are kept here if it is set.
+SCREENSHOTS = os.environ.get("SCREENSHOTS")
+
+
+@pytest.fixture(scope="module")
+def url(tiny_folders: TinyFolders, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    port = free_port()
+    with chat_process(tiny_folders, port, tmp_path_factory.mktemp("temporary")):
+        yield f"http://127.0.0.1:{port}"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    playwright = pytest.importorskip("playwright.sync_api")
+    if CHROMIUM is None:
+        pytest.skip("no chromium on this machine (Debian: apt-get install chromium)")
+    with playwright.sync_playwright() as engine:
+        browser = engine.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture(params=["desk", "phone", "dark"])
+def visit(request: pytest.FixtureRequest, browser: Any, url: str) -> Iterator[Any]:
+    """The open page; fails the test if it asked for anything beyond this computer or wrote an error."""
+    context = browser.new_context(
+        viewport=PHONE if request.param == "phone" else DESK,
+        color_scheme="dark" if request.param == "dark" else "light",
+    )
+    page = context.new_page()
+    foreign: list[str] = []
+    page.on("request", lambda call: foreign.append(call.url) if not _is_local(call.url, url) else None)
+    errors: list[str] = []
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.goto(url)
+    page.wait_for_selector("#photo input[type=file]", state="attached")
+    yield page
+    if SCREENSHOTS:
+        page.screenshot(path=Path(SCREENSHOTS) / f"{request.node.name}.png", full_page=True)
+    context.close()
+    assert foreign == []
+    assert errors == []
+
+
+def _is_local(address: str, url: str) -> bool:
+    return address.startswith((url, "data:", "blob:"))
+
+
+@pytest.fixture(scope="module")
+def photos(tiny_folders: TinyFolders) -> list[tuple[Path, str]]:
+    dataset = IALDataset(tiny_folders.data)
+    return [(dataset.image_file(r.image_path), r.messages[1].content) for r in dataset.conversations("train")]
+
+
+def _upload(page: Any, path: Path, question: str = PUBLISHED_QUESTION) -> None:
+    page.fill("#question textarea", question)
+    page.set_input_files("#photo input[type=file]", path)
+
+
+def _expect(page: Any, text: str) -> None:
+    page.wait_for_function("text => document.querySelector('#chat').innerText.includes(text)", arg=text)
+    page.wait_for_function("() => document.querySelector('#stop').disabled")
+
+
+def test_a_visit(visit, photos) -> None:
+    """Upload, answer, candidates, a follow-up, nothing wider than the window."""
+    path, answer = photos[0]
+    _upload(visit, path)
+    _expect(visit, answer)
+    assert visit.locator(".places li").count() == 5
+    assert visit.locator(".places .verdict").count() == 1
+    assert visit.input_value("#question textarea") == ""
+    visit.click(f"text={texts.FOLLOW_UPS[2]}")
+    visit.wait_for_function("() => document.querySelectorAll('#chat .message.bot').length >= 2")
+    _expect(visit, texts.FOLLOW_UPS[2])
+    assert visit.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+@pytest.mark.parametrize("visit", ["desk"], indirect=True)
+def test_a_second_photo_begins_anew_and_the_page_can_be_cleared(visit, photos) -> None:
+    _upload(visit, photos[0][0])
+    _expect(visit, photos[0][1])
+    visit.locator("#photo .icon-button-wrapper button, #photo [aria-label='Remove Image']").last.click()
+    visit.wait_for_function("() => !document.querySelector('.places li')")
+    _upload(visit, photos[2][0])
+    _expect(visit, photos[2][1])
+    assert photos[0][1] not in visit.inner_text("#chat")
+    visit.click("#clear")
+    visit.wait_for_function("() => !document.querySelector('.places li')")
+    assert visit.input_value("#question textarea") == texts.DEFAULT_QUESTION
+    assert texts.CHAT_EMPTY in visit.inner_text("#chat")
+
+
+@pytest.mark.parametrize("visit", ["desk"], indirect=True)
+def test_without_a_photo_the_page_asks_for_one(visit) -> None:
+    visit.click("#question .submit-button")
+    _expect(visit, texts.NO_PHOTO)
+
+
+@pytest.mark.parametrize("visit", ["desk"], indirect=True)
+def test_a_damaged_photo_is_said_to_be_damaged(visit, photos, tmp_path) -> None:
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(photos[0][0].read_bytes()[:300])
+    _upload(visit, broken)
+    _expect(visit, "This photo is ")
+
+
+@pytest.mark.parametrize("visit", ["desk"], indirect=True)
+def test_every_control_has_a_name_and_can_be_reached_by_keyboard(visit) -> None:
+    is_unnamed = "!(e.innerText.trim() || e.ariaLabel || e.title || e.closest('label') || e.labels?.length)"
+    unnamed = visit.evaluate(
+        "[...document.querySelectorAll('#layout button, #layout textarea')]"
+        f".filter(e => e.offsetParent && {is_unnamed}).map(e => e.outerHTML)"
+    )
+    assert unnamed == []
