@@ -92,7 +92,8 @@ def save_config(path: Path, *configs: Any) -> None:
     """Writes the resolved configuration as YAML that ``--config`` accepts again."""
     merged: dict[str, Any] = {}
     for config in configs:
-        merged.update({k: v for k, v in dataclasses.asdict(config).items() if v is not None})
+        values = config if isinstance(config, Mapping) else dataclasses.asdict(config)
+        merged.update({k: v for k, v in values.items() if v is not None})
     path.write_text(yaml.safe_dump(_plain(merged), sort_keys=True, allow_unicode=True), encoding="utf-8")
 
 

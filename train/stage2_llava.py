@@ -10,6 +10,7 @@ run from its newest checkpoint.
 """
 
 import os
+from pathlib import Path
 
 # Read when torch is imported, so it stands above that: threads that spin for each other starve the other process.
 os.environ.setdefault(
@@ -18,41 +19,62 @@ os.environ.setdefault(
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-from pathlib import Path
-
-from transformers import TrainingArguments
+from transformers.utils import logging as transformers_logging
 
 from llava_ial import distributed
-from llava_ial.config import parse_config, save_config
+from llava_ial.config import parse_config
 from llava_ial.errors import run_command
 from llava_ial.manifest import FolderState
 from llava_ial.models.llava import trainable_table
-from llava_ial.training.llava_run import build_run, claim, describe, newest_checkpoint, refuse_missing_compiler
-from llava_ial.training.llava_settings import LlavaSettings
+from llava_ial.training.checkpoints import complete_checkpoints
+from llava_ial.training.interruption import StopRequest
+from llava_ial.training.llava_run import LlavaRun, build_run, claim, describe, is_taken, read_inputs
+from llava_ial.training.llava_settings import LlavaArguments, LlavaSettings
 from llava_ial.training.llava_trainer import LlavaTrainer
 from llava_ial.training.seeds import seed_everything
 
 
 def main() -> None:
-    """Reads the settings, checks everything, trains, saves."""
-    settings, arguments = parse_config(LlavaSettings, TrainingArguments, description=__doc__ or "")
-    refuse_missing_compiler(arguments)
-    distributed.refuse_wrong_world_size(settings.num_processes)
-    state, identity, parents = distributed.run_on_main_process(lambda: claim(settings, arguments))
+    """Reads the settings, checks everything, trains."""
+    settings, arguments = parse_config(LlavaSettings, LlavaArguments, description=__doc__ or "")
+    settings.refuse_impossible()
+    distributed.refuse_wrong_world_size(settings.num_processes, arguments.world_size)
+    output = Path(arguments.output_dir)
+    inputs = distributed.run_on_main_process(lambda: read_inputs(settings, arguments))
+    # A finished or foreign folder is told of before models are loaded; a new one is made only when they fit.
+    state = distributed.run_on_main_process(lambda: claim(output, inputs) if is_taken(output) else FolderState.NEW)
     if state is FolderState.COMPLETE:
-        if distributed.is_main_process():
-            print(f"{arguments.output_dir}: already complete, nothing to do")
+        say(f"{output}: already complete, nothing to do")
+    else:
+        transformers_logging.disable_progress_bar()
+        seed_everything(arguments.seed)
+        run = distributed.run_on_every_process(lambda: build_run(settings, arguments, inputs))
+        distributed.run_on_main_process(lambda: claim(output, inputs))
+        train(run)
+    distributed.shut_down()
+
+
+def train(run: LlavaRun) -> None:
+    """Trains from the newest checkpoint to the end or to SIGTERM."""
+    say(f"{trainable_table(run.model)}\n{describe(run)}")
+    checkpoints = complete_checkpoints(run.output)
+    if checkpoints:
+        say(f"continues from {checkpoints[-1]}")
+    with StopRequest() as stop_request:
+        trainer = LlavaTrainer(run, stop_request)
+        trainer.train(resume_from_checkpoint=str(checkpoints[-1]) if checkpoints else None)
+    if not trainer.is_finished:
+        step = f"{trainer.state.global_step} of {trainer.state.max_steps}"
+        say(f"stopped at step {step} as asked; the same command continues it")
         return
-    seed_everything(arguments.seed)
-    run = distributed.run_on_every_process(lambda: build_run(settings, arguments, identity, parents))
+    trainer.finish()
+    say(f"{run.output}: complete")
+
+
+def say(text: str) -> None:
+    """Prints on the main process."""
     if distributed.is_main_process():
-        print(trainable_table(run.model), describe(run), sep="\n")
-        save_config(Path(arguments.output_dir) / "config.yaml", settings)
-    trainer = LlavaTrainer(run)
-    trainer.train(resume_from_checkpoint=newest_checkpoint(Path(arguments.output_dir)))
-    trainer.save_model()
-    if distributed.is_main_process():
-        print(f"{arguments.output_dir}: complete")
+        print(text, flush=True)
 
 
 if __name__ == "__main__":

@@ -119,10 +119,18 @@ class LlavaDataset(Dataset[dict[str, Any]]):
         *,
         num_image_tokens: int,
         max_length: int,
+        photos_in_memory: int = 0,
     ) -> None:
-        """Encodes every dialogue at once, so that a bad one stops the run before it starts."""
+        """Encodes every dialogue at once, so that a bad one stops the run before it starts.
+
+        ``photos_in_memory`` decoded photos are kept, which pays where a few are seen again and again.
+        """
         self._dataset = dataset
         self._image_processor = image_processor
+        self._photos_in_memory = photos_in_memory
+        self._kept_pixels: dict[str, torch.Tensor] = {}
+        image_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+        self._filler_ids = [tokenizer.bos_token_id, *[image_id] * num_image_tokens]
         self.conversations = list(conversations)
         self.encoded = [
             encode_dialogue(
@@ -140,19 +148,44 @@ class LlavaDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         encoded, record = self.encoded[index], self.conversations[index]
         has_image = any(IMAGE_TOKEN in message.content for message in record.messages)
-        photo = load_photo(self._dataset.image_file(record.image_path)) if has_image else None
-        pixels = self._image_processor(photo, return_tensors="pt")["pixel_values"][0] if photo else None
+        pixels = self._photo_pixels(record.image_path) if has_image else None
         return {"input_ids": encoded.input_ids, "labels": encoded.labels, "pixel_values": pixels}
+
+    @property
+    def filler(self) -> dict[str, Any]:
+        """A sample of the first dialogue's photo with nothing to learn, see ``LlavaCollator``."""
+        pixels = self._photo_pixels(self.conversations[0].image_path)
+        labels = [IGNORE_INDEX] * len(self._filler_ids)
+        return {"input_ids": self._filler_ids, "labels": labels, "pixel_values": torch.zeros_like(pixels)}
+
+    def _photo_pixels(self, image_path: str) -> torch.Tensor:
+        """``(3, S, S)``."""
+        if image_path in self._kept_pixels:
+            return self._kept_pixels[image_path]
+        photo = load_photo(self._dataset.image_file(image_path))
+        pixels: torch.Tensor = self._image_processor(photo, return_tensors="pt")["pixel_values"][0]
+        if len(self._kept_pixels) < self._photos_in_memory:
+            self._kept_pixels[image_path] = pixels
+        return pixels
 
 
 @dataclass(frozen=True)
 class LlavaCollator:
-    """Samples to a batch with the names of ``LlavaForConditionalGeneration.forward``."""
+    """Samples to a batch with the names of ``LlavaForConditionalGeneration.forward``.
+
+    Attributes:
+        pad_token_id: Fills shorter rows.
+        filler: Put into a batch without photos. Processes that run different modules wait for each other for ever, and
+            with it every batch runs tower and projector; its labels are all ignored, so it changes no gradient.
+    """
 
     pad_token_id: int
+    filler: dict[str, Any] | None = None
 
     def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """``input_ids``, ``attention_mask``, ``labels`` ``(B, T)`` and ``pixel_values (photos, 3, S, S)`` if any."""
+        if self.filler is not None and all(sample["pixel_values"] is None for sample in samples):
+            samples = [*samples, self.filler]
         ids = [sample["input_ids"] for sample in samples]
         batch = {
             "input_ids": pad_batch(ids, self.pad_token_id, side="right"),

@@ -1,21 +1,44 @@
-"""The options of stage 2 that ``transformers.TrainingArguments`` does not have."""
+"""Options of stage 2: data, models and what is tuned; everything else is ``transformers.TrainingArguments``."""
 
-from dataclasses import asdict, dataclass, field
+import json
+import shutil
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
+import torch
+from transformers import TrainingArguments
+
+from llava_ial.errors import UserError
 from llava_ial.models.llava import LoraSettings
+
+# These say where things lie, what is shown and how fast it goes, not what comes out: a run may be resumed with others.
+# The inputs stand in a run's identity by their hashes, the DeepSpeed file by its content.
+_NOT_IDENTITY = {
+    "data", "image_root", "base", "clip", "photos_in_memory", "num_processes", "output_dir", "deepspeed", "use_cpu",
+    "run_name", "disable_tqdm", "save_strategy", "save_steps",
+    "save_total_limit",
+}  # fmt: skip
+_NOT_IDENTITY_PREFIXES = ("log", "dataloader_", "hub_", "push_to_hub", "ddp_timeout")
+# By transformers, by the launcher, and what nobody should find in a file.
+_FILLED = {"accelerator_config", "local_rank", "report_to", "hub_token"}
+_COMPILERS = ("c++", "g++", "clang++")
 
 
 @dataclass
 class LlavaSettings:
-    """Data, models and what is tuned; steps, batch, learning rate, saving and DeepSpeed are TrainingArguments."""
+    """What to tune on what; the LoRA and projector defaults are LLaVA-1.5's recipe for a task."""
 
-    data: Path = field(metadata={"help": "data set folder (python -m data_gen.build)"})
+    data: Path = field(metadata={"help": "data set folder, made by python -m data_gen.build"})
     base: str = field(metadata={"help": "LLaVA by name or folder, for example llava-hf/llava-1.5-7b-hf"})
     clip: Path = field(metadata={"help": "stage 1 folder whose vision tower is used"})
-    image_root: Path | None = field(default=None, metadata={"help": "where the photos are, if they were moved"})
-    num_processes: int = field(default=1, metadata={"help": "processes that the launcher was asked for; checked"})
+    image_root: Path | None = field(
+        default=None, metadata={"help": "where the photos lie, if they were moved since the data set was made"}
+    )
+    num_processes: int = field(
+        default=1, metadata={"help": "processes that must train together; refused if the launcher started others"}
+    )
     lora_rank: int = field(default=128, metadata={"help": "rank of LoRA"})
     lora_alpha: int = field(default=256, metadata={"help": "scale of LoRA, divided by the rank"})
     lora_dropout: float = field(default=0.05, metadata={"help": "dropout before LoRA"})
@@ -29,33 +52,116 @@ class LlavaSettings:
         default="default", metadata={"help": "'default' drops the class token, 'full' keeps it"}
     )
     max_length: int = field(default=2048, metadata={"help": "most tokens of a dialogue, image tokens counted"})
+    photos_in_memory: int = field(
+        default=0, metadata={"help": "decoded photos that each process keeps; for data sets of a few hundred photos"}
+    )
 
     @property
     def lora(self) -> LoraSettings:
         """The LoRA part."""
         return LoraSettings(self.lora_rank, self.lora_alpha, self.lora_dropout)
 
-    def identity(self) -> dict[str, Any]:
-        """What decides the result, without where things lie."""
-        return {k: v for k, v in asdict(self).items() if k not in ("data", "base", "clip", "image_root")}
+    def refuse_impossible(self) -> None:
+        """Checks every value before anything expensive.
+
+        Raises:
+            UserError: Names option, value and what is allowed.
+        """
+        for name in ("num_processes", "lora_rank", "lora_alpha", "max_length"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        for name in ("projector_learning_rate", "photos_in_memory"):
+            _require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
+        _require(0 <= self.lora_dropout < 1, "lora_dropout", self.lora_dropout, "at least 0 and below 1")
 
 
-# Of the TrainingArguments, what decides the weights; the rest (folders, logging, saving, workers) does not.
-DECISIVE_ARGUMENTS = (
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "learning_rate",
-    "weight_decay",
-    "adam_beta1",
-    "adam_beta2",
-    "adam_epsilon",
-    "max_grad_norm",
-    "num_train_epochs",
-    "max_steps",
-    "warmup_steps",
-    "bf16",
-    "fp16",
-    "seed",
-    "data_seed",
-    "gradient_checkpointing",
-)
+@dataclass
+class LlavaArguments(TrainingArguments):
+    """``TrainingArguments`` with LLaVA-1.5's schedule as defaults, refused in one line where they cannot work."""
+
+    learning_rate: float = field(default=2e-4, metadata={"help": "of LoRA; the projector has its own"})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "schedule of both learning rates"})
+    warmup_steps: float = field(default=0.03, metadata={"help": "steps of warm-up, or their share if below 1"})
+    num_train_epochs: float = field(default=1.0, metadata={"help": "times that every dialogue is seen"})
+    per_device_train_batch_size: int = field(default=16, metadata={"help": "dialogues of a process and micro-batch"})
+    # A wrong loss must be seen, and the columns of this data set are not those of the model's signature.
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "must stay false: a broken loss is shown"})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "must stay false: the collator needs all"})
+
+    def __post_init__(self) -> None:
+        """Checks first, because the parent opens process groups and starts DeepSpeed's compiler."""
+        _require(self.output_dir is not None, "output_dir", None, "the folder to write")
+        _require(self.learning_rate >= 0, "learning_rate", self.learning_rate, "at least 0")
+        for name in ("logging_nan_inf_filter", "remove_unused_columns"):
+            _require(not getattr(self, name), name, getattr(self, name), "false")
+        _require(not self.fsdp, "fsdp", self.fsdp, "nothing: shard with --deepspeed train/configs/zero3.json")
+        if self.deepspeed:
+            refuse_missing_compiler(needs_cpu=self.use_cpu or not torch.cuda.is_available())
+            self.deepspeed_content()
+        try:
+            super().__post_init__()
+        except ValueError as error:
+            raise UserError(str(error)) from error
+
+    def deepspeed_content(self) -> dict[str, Any] | None:
+        """The DeepSpeed settings themselves, wherever they stand.
+
+        Raises:
+            UserError: No such file, or it is not JSON.
+        """
+        if not self.deepspeed or isinstance(self.deepspeed, dict):
+            return self.deepspeed or None
+        try:
+            content: dict[str, Any] = json.loads(Path(self.deepspeed).read_text(encoding="utf-8"))
+        except OSError as error:
+            raise UserError(f"--deepspeed {self.deepspeed}: {error.strerror or error}") from error
+        except ValueError as error:
+            raise UserError(f"--deepspeed {self.deepspeed}: not JSON: {error}") from error
+        return content
+
+
+def refuse_missing_compiler(*, needs_cpu: bool) -> None:
+    """DeepSpeed compiles a part at its first start on the CPU and, without a compiler, dies far from the reason.
+
+    Raises:
+        UserError: No C++ compiler or no ninja, with the package to install.
+    """
+    if not needs_cpu:
+        return
+    for names, package in ((_COMPILERS, "g++"), (("ninja",), "ninja-build")):
+        if not any(shutil.which(name) for name in names):
+            raise UserError(
+                f"--deepspeed needs {package} on the CPU: apt-get install {package} (Debian, Ubuntu), "
+                "or leave --deepspeed out"
+            )
+
+
+def resolved(settings: LlavaSettings, arguments: LlavaArguments) -> dict[str, Any]:
+    """Every setting, and every training argument that is not its default: a file of it repeats the run."""
+    values = arguments.to_dict()
+    changed = {
+        item.name: values[item.name]
+        for item in fields(arguments)
+        if item.init and item.name not in _FILLED and (values[item.name] or None) != _default(item)
+    }
+    return asdict(settings) | changed
+
+
+def identity(settings: LlavaSettings, arguments: LlavaArguments) -> dict[str, Any]:
+    """The settings that decide the result."""
+    kept = {
+        name: value
+        for name, value in resolved(settings, arguments).items()
+        if name not in _NOT_IDENTITY and not name.startswith(_NOT_IDENTITY_PREFIXES)
+    }
+    return kept | {"deepspeed": arguments.deepspeed_content(), "world_size": arguments.world_size}
+
+
+def _default(item: Field[Any]) -> Any:
+    """The default as ``to_dict`` shows it; what is empty or off is None, as ``transformers`` mixes the three."""
+    value = item.default if item.default_factory is MISSING else item.default_factory()
+    return (value.value if isinstance(value, Enum) else value) or None
+
+
+def _require(is_good: bool, name: str, value: object, allowed: str) -> None:
+    if not is_good:
+        raise UserError(f"--{name} {value}: allowed: {allowed}")

@@ -1,20 +1,27 @@
-"""``transformers.Trainer`` with what it lacks here: a learning rate for the projector, and complete checkpoints."""
+"""``transformers.Trainer`` with what it lacks: a learning rate for the projector, whole checkpoints, early ends."""
 
-import math
+import shutil
 import time
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from llava_ial import distributed
+from llava_ial.config import save_config
 from llava_ial.data.llava import LlavaCollator
 from llava_ial.errors import UserError
-from llava_ial.manifest import BUILDING, write_json
-from llava_ial.models.llava import PROJECTOR
+from llava_ial.manifest import write_json
+from llava_ial.models.llava import PROJECTOR, freeze_tower
 from llava_ial.models.llava_folder import save_llava_ial
-from llava_ial.training.llava_run import LlavaRun
+from llava_ial.training.checkpoints import CHECKPOINTS, checkpoint_folder, remove_old_checkpoints
+from llava_ial.training.interruption import StopRequest
+from llava_ial.training.llava_run import UNFINISHED, LlavaRun
+from llava_ial.training.llava_settings import resolved
 from llava_ial.training.train_log import TrainLog
 
 _LOGGED = ("loss", "grad_norm", "learning_rate")
@@ -27,74 +34,176 @@ class LlavaTrainer(Trainer):
     model divides by the count.
     """
 
-    def __init__(self, run: LlavaRun) -> None:
+    def __init__(self, run: LlavaRun, stop_request: StopRequest) -> None:
+        self._run = run
+        self._is_broken = False
+        self._started = time.monotonic()
         super().__init__(
             model=run.model,
             args=run.arguments,
             train_dataset=run.train_set,
-            data_collator=LlavaCollator(run.tokenizer.pad_token_id),
-            callbacks=[_Guard(Path(run.arguments.output_dir))],
+            data_collator=LlavaCollator(run.tokenizer.pad_token_id, filler=run.train_set.filler),
+            callbacks=[_EarlyEnd(self, stop_request), _Log(run.output / "train_log.jsonl")],
         )
-        self._run = run
+
+    @property
+    def is_finished(self) -> bool:
+        """True unless the training was asked to end early."""
+        return bool(self.state.global_step >= self.state.max_steps)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
-        """AdamW with the projector in groups of its own learning rate; biases and norms are not decayed."""
-        optimizer: torch.optim.Optimizer | None = self.optimizer  # type: ignore[has-type]
-        if optimizer is None:
-            arguments = self.args
-            groups: list[dict[str, Any]] = []
-            for is_projector in (False, True):
-                rate = self._run.settings.projector_learning_rate if is_projector else arguments.learning_rate
-                named = [
-                    (name, parameter)
-                    for name, parameter in self.model.named_parameters()
-                    if parameter.requires_grad and (PROJECTOR in name) == is_projector
-                ]
-                for is_decayed in (True, False):
-                    chosen = [parameter for name, parameter in named if (not name.endswith("bias")) == is_decayed]
-                    if chosen:
-                        decay = arguments.weight_decay if is_decayed else 0.0
-                        groups.append({"params": chosen, "lr": rate, "weight_decay": decay})
-            betas = (arguments.adam_beta1, arguments.adam_beta2)
-            self.optimizer = optimizer = torch.optim.AdamW(groups, betas=betas, eps=arguments.adam_epsilon)
+        """The optimizer of ``--optim``, the projector in groups with its own learning rate."""
+        if self.optimizer is None:  # type: ignore[has-type]
+            trained = model if model is not None else self.model
+            groups = optimizer_groups(
+                trained, self.args.learning_rate, self._run.settings.projector_learning_rate, self.args.weight_decay
+            )
+            build, options = self.get_optimizer_cls_and_kwargs(self.args, trained)
+            self.optimizer = build(groups, **options)
+        optimizer: torch.optim.Optimizer = self.optimizer
         return optimizer
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, torch.Tensor] | None = None) -> None:
-        """Called by ``Trainer`` for every checkpoint and for the end, weights gathered; under DeepSpeed on every rank."""
-        if not self.args.should_save:
-            return
-        run = self._run
-        folder = Path(output_dir or self.args.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_llava_ial(
-            folder,
-            run.model,
-            run.tokenizer,
-            run.image_processor,
-            base=run.settings.base,
-            clip_folder=run.settings.clip,
-            config=run.identity,
-            state_dict=state_dict,
-            parents=run.parents,
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """``Trainer``'s step; remembers whether the loss was a number."""
+        loss: torch.Tensor = super().training_step(*args, **kwargs)
+        self._is_broken |= not bool(torch.isfinite(loss))
+        return loss
+
+    def refuse_broken_loss(self, is_broken_anywhere: bool) -> None:
+        """Ends all processes after a step whose loss was no number; nothing of it is saved."""
+
+        def refuse() -> None:
+            raise UserError(
+                f"the loss of step {self.state.global_step} is no number; lower --learning_rate or use bf16; "
+                "the last checkpoint is untouched"
+            )
+
+        if is_broken_anywhere:
+            distributed.run_on_main_process(refuse)
+
+    @property
+    def has_broken_loss(self) -> bool:
+        """True once a loss on this process was no number."""
+        return self._is_broken
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Writes a whole LLaVA-IAL folder on the main process.
+
+        ``Trainer``'s own takes any ``ValueError`` for a setting of DeepSpeed and goes on with nothing, and under ZeRO-3
+        it leaves out what is frozen: the vision tower.
+        """
+        folder, run = Path(output_dir or self.args.output_dir), self._run
+        state = gather_adapter(self.model) if is_deepspeed_zero3_enabled() else None
+
+        def save() -> None:
+            folder.mkdir(parents=True, exist_ok=True)
+            save_config(folder / "config.yaml", resolved(run.settings, run.arguments))
+            save_llava_ial(
+                folder,
+                run.model,
+                run.tokenizer,
+                run.image_processor,
+                base=run.settings.base,
+                clip_folder=run.settings.clip,
+                config=run.inputs.identity,
+                state_dict=state,
+                parents=run.inputs.parents,
+            )
+
+        distributed.run_on_main_process(save)
+
+    def finish(self) -> None:
+        """Writes the finished folder; its manifest comes last."""
+        if distributed.is_main_process():
+            seconds = round(time.monotonic() - self._started, 1)
+            write_json(self._run.output / "run.json", {"seconds": seconds, "steps": self.state.global_step})
+        self.save_model()
+
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(self._run.output / CHECKPOINTS)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """A checkpoint has its final name only when every process has written its part of it."""
+        super()._save_checkpoint(model, trial)
+        distributed.wait_for_everyone()
+        step, keep = self.state.global_step, self.args.save_total_limit
+        final = checkpoint_folder(self._run.output, step)
+
+        def publish() -> None:
+            shutil.rmtree(final, ignore_errors=True)
+            (final.parent / f"{UNFINISHED}{step}").rename(final)
+            if keep:
+                remove_old_checkpoints(self._run.output, keep)
+
+        distributed.run_on_main_process(publish)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        freeze_tower(self.model)
+
+
+def optimizer_groups(
+    model: nn.Module, learning_rate: float, projector_learning_rate: float, weight_decay: float
+) -> list[dict[str, Any]]:
+    """Trainable parameters by learning rate and decay, LoRA first, whose rate is the one that is logged.
+
+    Biases are not decayed; no group is empty.
+    """
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault((PROJECTOR in name, not name.endswith("bias")), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "lr": projector_learning_rate if is_projector else learning_rate,
+            "weight_decay": weight_decay if is_decayed else 0.0,
+        }
+        for (is_projector, is_decayed), parameters in sorted(groups.items(), key=itemgetter(0))
+    ]
+
+
+def gather_adapter(model: nn.Module) -> dict[str, torch.Tensor]:
+    """What a LLaVA-IAL folder holds, whole, from parameters that ZeRO-3 has spread over the processes.
+
+    Every process must call it. The frozen language model is not gathered.
+    """
+    from deepspeed.runtime.zero import GatheredParameters  # its import looks for accelerators
+
+    state = {}
+    for name, parameter in model.named_parameters():
+        if ".lora_" in name or ".modules_to_save." in name:
+            with GatheredParameters([parameter]):
+                state[name] = parameter.detach().cpu().clone()
+    return state
+
+
+class _EarlyEnd(TrainerCallback):
+    """After each step all processes agree whether to end: on a loss that is no number, or after SIGTERM."""
+
+    def __init__(self, trainer: LlavaTrainer, stop_request: StopRequest) -> None:
+        self._trainer, self._stop_request = trainer, stop_request
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        is_broken, must_stop = distributed.any_rank(
+            self._trainer.has_broken_loss, bool(self._stop_request), device=args.device
         )
+        self._trainer.refuse_broken_loss(is_broken)
+        if must_stop and state.global_step < state.max_steps:
+            control.should_save = control.should_training_stop = True
 
 
-class _Guard(TrainerCallback):
-    """Keeps the log, and stops on a loss that is not a number."""
+class _Log(TrainerCallback):
+    """Keeps ``train_log.jsonl``."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, path: Path) -> None:
+        self._path = path
         self._log: TrainLog | None = None
-        self._started = time.time()
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._log = TrainLog(
-            self._folder / "train_log.jsonl",
-            last_step=state.global_step,
-            is_active=distributed.is_main_process(),
-        )
+        self._log = TrainLog(self._path, last_step=state.global_step, is_active=distributed.is_main_process())
 
     def on_log(
         self,
@@ -105,19 +214,5 @@ class _Guard(TrainerCallback):
         **kwargs: Any,
     ) -> None:
         values = {name: float(logs[name]) for name in _LOGGED if logs and name in logs}
-        if "loss" in values and not math.isfinite(values["loss"]):
-            raise UserError(
-                f"the loss is {values['loss']} at step {state.global_step}; lower --learning_rate or use bf16; "
-                "the last checkpoint is untouched"
-            )
         if values and self._log:
             self._log.write(state.global_step, values)
-
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        if distributed.is_main_process() and (self._folder / BUILDING).exists():
-            write_json(
-                self._folder / "run.json",
-                {"seconds": round(time.time() - self._started), "steps": state.global_step},
-            )

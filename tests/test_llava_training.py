@@ -1,0 +1,294 @@
+"""Stage 2 through its real main(): whole or absent, resumed bit by bit, one loss however the batch is cut."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import TrainerCallback
+
+from llava_ial.data.dataset import IALDataset
+from llava_ial.data.llava import IGNORE_INDEX, LlavaCollator, LlavaDataset
+from llava_ial.errors import UserError
+from llava_ial.models.llava import PROJECTOR, LoraSettings, add_adapter, load_base
+from llava_ial.models.llava_folder import load_llava_ial
+from llava_ial.training import llava_trainer
+from llava_ial.training.llava_trainer import optimizer_groups
+from tests.tiny_models import TinyFolders
+from train import stage2_llava
+
+ROOT = Path(__file__).resolve().parents[1]
+Train = Callable[..., Path]
+
+
+def arguments_of(folders: TinyFolders, output: Path, **options: object) -> list[str]:
+    settings: dict[str, object] = {
+        "data": folders.data, "base": folders.llava.parent / "base_llava", "clip": folders.clip, "output_dir": output,
+        "use_cpu": True, "lora_rank": 2, "lora_alpha": 4, "per_device_train_batch_size": 2, "learning_rate": 1e-2,
+        "projector_learning_rate": 1e-3, "max_steps": 4, "save_steps": 2, "logging_steps": 1, "disable_tqdm": True,
+        "seed": 0, "dataloader_num_workers": 0,
+    }  # fmt: skip
+    return [f"--{name}={value}" for name, value in (settings | options).items() if value is not None]
+
+
+@pytest.fixture
+def train(tiny_folders: TinyFolders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
+    """Runs the command in this process and returns its output folder."""
+
+    def run(name: str = "out", **options: object) -> Path:
+        output = tmp_path / name
+        monkeypatch.setattr(sys, "argv", ["stage2_llava.py", *arguments_of(tiny_folders, output, **options)])
+        stage2_llava.main()
+        return output
+
+    return run
+
+
+def adapter(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "adapter_model.safetensors")
+
+
+def assert_same_weights(ours: Path, theirs: Path) -> None:
+    a, b = adapter(ours), adapter(theirs)
+    assert a.keys() == b.keys()
+    assert [name for name in a if not torch.equal(a[name], b[name])] == []
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[], None]) -> None:
+    """Does something right after a step of the next training."""
+
+    class _Interruption(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs) -> None:
+            if state.global_step == step:
+                action()
+
+    build = llava_trainer.LlavaTrainer.__init__
+
+    def patched(self, run, stop_request) -> None:
+        build(self, run, stop_request)
+        self.add_callback(_Interruption())
+
+    monkeypatch.setattr(llava_trainer.LlavaTrainer, "__init__", patched)
+
+
+def test_the_folder_and_every_checkpoint_are_whole(train: Train, capsys: pytest.CaptureFixture[str]) -> None:
+    out = train()
+    for folder in (out, out / "checkpoints" / "step-000002", out / "checkpoints" / "step-000004"):
+        assert load_llava_ial(folder).num_image_tokens == 16
+    assert_same_weights(out, out / "checkpoints" / "step-000004")
+    assert not (out / "building.json").exists()
+    assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["step-000002", "step-000004"]
+    log = [json.loads(line) for line in (out / "train_log.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [line["step"] for line in log] == [1, 2, 3, 4]
+    table = capsys.readouterr().out
+    assert re.search(r"vision tower +[\d,]+ +0\n", table)
+
+
+def test_what_moves_in_a_run(train: Train, tiny_folders: TinyFolders) -> None:
+    early, late = (adapter(train(f"out{n}", max_steps=n, lr_scheduler_type="constant")) for n in (1, 3))
+    moved = {name for name in early if not torch.equal(early[name], late[name])}
+    assert moved == {name for name in early if "lora_" in name or PROJECTOR in name}
+
+
+def test_the_same_command_finds_it_done_and_another_is_refused(
+    train: Train, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = train(max_steps=1)
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    train(max_steps=1)
+    monkeypatch.setattr(sys, "argv", ["stage2_llava.py", "--config", str(out / "config.yaml")])
+    stage2_llava.main()  # what a run writes as its settings repeats it
+    assert capsys.readouterr().out.count("already complete") == 2
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+    train(max_steps=1, logging_steps=5, photos_in_memory=3)  # not what decides the result
+    for other in ({"learning_rate": 1e-3}, {"lr_scheduler_type": "linear"}, {"optim": "adafactor"}, {"lora_rank": 4}):
+        with pytest.raises(UserError, match="holds another run"):
+            train(**{"max_steps": 1, **other})
+
+
+def test_a_crash_is_resumed_bit_by_bit(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    straight = train("straight")
+
+    def crash() -> None:
+        raise RuntimeError("power failure")
+
+    with monkeypatch.context() as patch:
+        interrupt(patch, 3, crash)
+        with pytest.raises(RuntimeError, match="power failure"):
+            train("resumed")
+    output = straight.with_name("resumed")
+    assert (output / "building.json").exists()
+    assert not (output / "manifest.json").exists()
+    half = output / "checkpoints" / "checkpoint-3"  # what a kill during a save leaves behind
+    shutil.copytree(output / "checkpoints" / "step-000002", half)
+    train("resumed")
+    assert not half.exists()
+    assert_same_weights(straight, output)
+    assert_same_weights(straight / "checkpoints" / "step-000004", output / "checkpoints" / "step-000004")
+    assert (straight / "train_log.jsonl").read_bytes() == (output / "train_log.jsonl").read_bytes()
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(
+    train: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    straight = train("straight", save_steps=100)
+    with monkeypatch.context() as patch:
+        interrupt(patch, 2, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        stopped = train("stopped", save_steps=100)
+    assert "stopped at step 3 of 4 as asked" in capsys.readouterr().out
+    assert not (stopped / "manifest.json").exists()
+    load_llava_ial(stopped / "checkpoints" / "step-000003")
+    train("stopped", save_steps=100)
+    assert_same_weights(straight, stopped)
+
+
+def test_one_loss_however_the_batch_is_cut(train: Train) -> None:
+    """Dialogues differ in length, so a mean of means would differ from the mean over all supervised tokens."""
+    plain = {"lora_dropout": 0.0, "optim": "sgd", "max_grad_norm": 0.0}
+    whole = train("whole", per_device_train_batch_size=4, **plain)
+    parts = train("parts", per_device_train_batch_size=1, gradient_accumulation_steps=4, **plain)
+    for ours, theirs in zip(*(adapter(folder).values() for folder in (whole, parts)), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-7)
+    losses = [
+        [json.loads(line)["loss"] for line in (folder / "train_log.jsonl").read_text(encoding="utf-8").splitlines()]
+        for folder in (whole, parts)
+    ]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+
+
+def test_a_loss_that_is_no_number_ends_the_run_and_publishes_nothing(train: Train, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"the loss of step 2 is no number; lower --learning_rate"):
+        train(learning_rate=1e30, warmup_steps=0, max_grad_norm=0, save_steps=2, max_steps=6)
+    assert not list(tmp_path.glob("out/**/manifest.json"))
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"output_dir": None}, "--output_dir None: allowed: the folder to write"),
+        ({"deepspeed": "nowhere.json"}, "--deepspeed nowhere.json: No such file"),
+        ({"deepspeed": "README.md"}, "--deepspeed README.md: not JSON"),
+        ({"num_processes": 2}, "1 process.* were started"),
+        ({"lora_rank": 0}, "--lora_rank 0: allowed: at least 1"),
+        ({"lora_dropout": 1}, "--lora_dropout 1.0: allowed: at least 0 and below 1"),
+        ({"learning_rate": "nan"}, "--learning_rate nan: allowed: at least 0"),
+        ({"lr_scheduler_type": "cosin"}, "cosin"),
+        ({"logging_nan_inf_filter": True}, "--logging_nan_inf_filter True: allowed: false"),
+        ({"vision_feature_layer": 9}, "vision_feature_layer 9: the tower has 2 layers"),
+        ({"max_length": 30}, "conversation tiny-000-0: no token to learn within max_length 30"),
+        ({"clip": "nowhere"}, "nowhere: no manifest.json; the folder does not exist"),
+        ({"data": "nowhere"}, "nowhere: no manifest.json; the folder does not exist"),
+        ({"base": "./nowhere"}, "base './nowhere': neither a folder nor a model"),
+        ({"lora_rnak": 3}, "unknown option --lora_rnak"),
+    ],
+)
+def test_bad_options_are_told_in_one_line_and_leave_nothing(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, object], complaint: str
+) -> None:
+    monkeypatch.chdir(ROOT)
+    with pytest.raises(UserError, match=complaint):
+        train(**options)
+    assert not (tmp_path / "out").exists()
+
+
+def test_deepspeed_without_a_compiler_is_told_before_it_starts(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(UserError, match=r"--deepspeed needs g\+\+ on the CPU: apt-get install g\+\+"):
+        train(deepspeed=ROOT / "train/configs/zero2.json")
+
+
+def test_groups_have_their_learning_rates_and_every_trained_parameter_once(tiny_folders: TinyFolders) -> None:
+    model = add_adapter(load_base(str(tiny_folders.llava.parent / "base_llava")), LoraSettings(2, 4, 0.0))
+    groups = optimizer_groups(model, 2e-4, 2e-5, 0.1)
+    assert [(group["lr"], group["weight_decay"]) for group in groups] == [(2e-4, 0.1), (2e-5, 0.0), (2e-5, 0.1)]
+    grouped = [id(parameter) for group in groups for parameter in group["params"]]
+    assert sorted(grouped) == sorted(id(p) for p in model.parameters() if p.requires_grad)
+
+
+def test_a_batch_without_photos_runs_the_projector_and_changes_no_gradient(tiny_folders: TinyFolders) -> None:
+    model = add_adapter(load_base(str(tiny_folders.llava.parent / "base_llava")), LoraSettings(2, 4, 0.0))
+    parts = load_llava_ial(tiny_folders.llava)
+    data = IALDataset(tiny_folders.data)
+    photos = LlavaDataset(
+        data, data.conversations("train"), parts.tokenizer, parts.image_processor, num_image_tokens=16, max_length=512
+    )
+    text = {"input_ids": [1, 10, 11, 12, 2], "labels": [IGNORE_INDEX, IGNORE_INDEX, 11, 12, 2], "pixel_values": None}
+
+    def gradients(filler: dict | None) -> dict[str, torch.Tensor | None]:
+        model.zero_grad()
+        batch = LlavaCollator(parts.tokenizer.pad_token_id, filler)([text])
+        model(**batch, num_items_in_batch=torch.tensor(3)).loss.backward()
+        return {name: p.grad for name, p in model.named_parameters() if p.requires_grad}
+
+    plain, filled = gradients(None), gradients(photos.filler)
+    for name, gradient in filled.items():
+        assert gradient is not None, name
+        expected = torch.zeros_like(gradient) if plain[name] is None else plain[name]
+        torch.testing.assert_close(gradient, expected, rtol=1e-3, atol=1e-6)
+    mixed = LlavaCollator(parts.tokenizer.pad_token_id, photos.filler)([text, photos[0]])
+    assert len(mixed["input_ids"]) == 2, "a batch that has a photo needs no filler"
+    assert torch.isfinite(model(**mixed).loss)
+
+
+def launch(folders: TinyFolders, output: Path, *, port: int, **options: object) -> subprocess.Popen[str]:
+    environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    command = [
+        str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", "2", "--master_port", str(port),
+        "train/stage2_llava.py", *arguments_of(folders, output, num_processes=2, **options),
+    ]  # fmt: skip
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [2, 3])
+def test_two_processes_of_deepspeed_equal_one_and_resume(
+    train: Train, tiny_folders: TinyFolders, tmp_path: Path, stage: int
+) -> None:
+    plain = {"lora_dropout": 0.0, "deepspeed": f"train/configs/zero{stage}.json"}
+    one = train("one", per_device_train_batch_size=4, lora_dropout=0.0)
+    two, port = tmp_path / "two", 29700 + 10 * stage
+    text, _ = (process := launch(tiny_folders, two, port=port, **plain)).communicate(timeout=200)
+    assert process.returncode == 0, text
+    ours, theirs = adapter(one), adapter(two)
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-3, atol=1e-5)
+
+    resumed = tmp_path / "resumed"
+    shutil.copytree(two, resumed)
+    for path in ("checkpoints/step-000004", "address_clip"):
+        shutil.rmtree(resumed / path)
+    manifest = json.loads((resumed / "manifest.json").read_text(encoding="utf-8"))
+    (resumed / "manifest.json").rename(resumed / "building.json")
+    assert manifest["config"]["world_size"] == 2
+    text, _ = (process := launch(tiny_folders, resumed, port=port + 1, **plain)).communicate(timeout=200)
+    assert process.returncode == 0, text
+    assert "continues from" in text
+    assert_same_weights(two, resumed)
+
+
+@pytest.mark.slow
+def test_kill_9_loses_nothing_that_was_saved(tiny_folders: TinyFolders, tmp_path: Path, train: Train) -> None:
+    options = {"max_steps": 40, "save_steps": 5}
+    straight, killed = train("straight", **options), tmp_path / "killed"
+    command = [sys.executable, "train/stage2_llava.py", *arguments_of(tiny_folders, killed, **options)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    while not list(killed.glob("checkpoints/step-*/manifest.json")) and process.poll() is None:
+        pass
+    process.kill()
+    process.communicate()
+    assert not (killed / "manifest.json").exists()
+    train("killed", **options)
+    assert_same_weights(straight, killed)
+    assert (straight / "train_log.jsonl").read_bytes() == (killed / "train_log.jsonl").read_bytes()
