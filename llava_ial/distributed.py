@@ -3,8 +3,10 @@
 Every function works without a process group too, where it is the identity: a script needs no second path.
 """
 
+import gc
 import os
 import sys
+import time
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
@@ -14,6 +16,7 @@ import torch.distributed as dist
 from llava_ial.errors import UserError
 
 ResultT = TypeVar("ResultT")
+_LOCK_FREE_S = 0.1
 
 
 def world_size() -> int:
@@ -93,13 +96,17 @@ def wait_for_everyone() -> None:
 
 
 def shut_down() -> None:
-    """Leaves the process group; the last distributed call of a program.
+    """Leaves the process group; the last distributed call of a program, made after its DDP wrappers were dropped.
 
-    The barrier is no courtesy: a gloo thread that still holds a tensor of Python's when the interpreter ends asks for
-    its lock and aborts the process. While this thread waits here, such threads get the lock and let go.
+    A gloo thread needs the interpreter's lock to let go of the tensors of its last call. If a DDP wrapper is the last
+    to hold the group, ending it joins these threads with the lock in hand: a hang now and then. At the interpreter's
+    end, the same thread aborts the process. So wrappers in reference cycles are collected first, and the threads get
+    the lock while this one sleeps, for callers that end on an error and still hold a wrapper.
     """
     if _is_distributed():
         dist.barrier()
+        gc.collect()
+        time.sleep(_LOCK_FREE_S)
         dist.destroy_process_group()
 
 

@@ -25,7 +25,6 @@ import math
 from typing import Any
 
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs
 from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
@@ -67,6 +66,8 @@ def main() -> None:
         say(f"{settings.output}: already complete, nothing to do")
     else:
         train(run)
+    run.parallel_model = None
+    accelerator.free_memory()
     distributed.shut_down()
 
 
@@ -142,11 +143,7 @@ def start_processes(settings: ClipSettings) -> Accelerator:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # transformers imports DeepSpeed, which would warn of no GPU
     transformers_logging.disable_progress_bar()
     seed_everything(settings.seed)
-    return Accelerator(
-        cpu=settings.cpu,
-        mixed_precision=settings.mixed_precision,
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
-    )
+    return Accelerator(cpu=settings.cpu, mixed_precision=settings.mixed_precision)
 
 
 if __name__ == "__main__":
