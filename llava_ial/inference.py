@@ -101,8 +101,7 @@ class AddressPredictor:
                     f"{folder}: {name} of its {ADDRESS_CLIP}/ differs from its own; it holds another encoder than the "
                     "one it was trained with: restore it or train again"
                 )
-        dtype = dtype or (torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16)
-        return cls(encoder, load_llava_ial(folder, base=base, device=device, dtype=dtype))
+        return cls(encoder, load_llava_ial(folder, base=base, device=device, dtype=dtype or choose_dtype(device)))
 
     @property
     def can_answer(self) -> bool:
@@ -241,6 +240,18 @@ class AddressPredictor:
         if self._llava is None:
             raise UserError("this is a folder of stage 1: it locates photos; to answer questions name one of stage 2")
         return self._llava
+
+
+def choose_device(name: str) -> str:
+    """``auto`` is a GPU where there is one; anything else is taken as it is."""
+    if name != "auto":
+        return name
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def choose_dtype(device: str) -> torch.dtype:
+    """Of LLaVA's weights if nobody says otherwise."""
+    return torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
 
 
 def _load_encoder(folder: Path, device: str) -> _Encoder:

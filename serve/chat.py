@@ -20,12 +20,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import gradio as gr
-import torch
 from transformers.utils import logging as transformers_logging
 
 from llava_ial.config import parse_config
 from llava_ial.errors import UserError, run_command
-from llava_ial.inference import AddressPredictor
+from llava_ial.inference import AddressPredictor, choose_device
 from llava_ial.manifest import MANIFEST
 from serve.page import ChatPage
 
@@ -73,11 +72,8 @@ def load_predictor(config: ChatConfig) -> AddressPredictor:
     folder = config.model or DEMO_MODEL
     if config.model is None and not (folder / MANIFEST).is_file():
         raise UserError(f"no --model given and {folder} does not exist; run `make demo` first, or name a model")
-    device = config.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
     transformers_logging.disable_progress_bar()
-    predictor = AddressPredictor.from_pretrained(folder, base=config.base, device=device)
+    predictor = AddressPredictor.from_pretrained(folder, base=config.base, device=choose_device(config.device))
     if not predictor.can_answer:
         raise UserError(f"--model {folder} is a folder of stage 1, which does not talk; name one of stage 2")
     return predictor

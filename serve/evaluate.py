@@ -33,7 +33,7 @@ from llava_ial.evaluation.questions import Question, QuestionList, load_question
 from llava_ial.evaluation.report import format_summary
 from llava_ial.evaluation.retrieval import retrieval_metrics, street_classes, street_ranks, sub_street_ranks
 from llava_ial.gazetteer import Gazetteer
-from llava_ial.inference import MAX_NEW_TOKENS, AddressPredictor
+from llava_ial.inference import MAX_NEW_TOKENS, AddressPredictor, choose_device, choose_dtype
 from llava_ial.manifest import (
     MANIFEST,
     FolderState,
@@ -204,9 +204,7 @@ def rank_photos(
 def load_predictor(config: EvaluateConfig) -> AddressPredictor:
     """The model, on the device that the settings name."""
     transformers_logging.disable_progress_bar()
-    device = config.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = choose_device(config.device)
     return AddressPredictor.from_pretrained(config.model, base=config.base, device=device, dtype=DTYPES[config.dtype])
 
 
@@ -252,8 +250,10 @@ def _refuse_impossible(config: EvaluateConfig) -> None:
 def _identity(config: EvaluateConfig, dataset: IALDataset) -> tuple[dict[str, Any], dict[str, str]]:
     """What decides the answers, and the folders that they are made from."""
     parents = {"data": dataset.identity, "model": file_hash(config.model / MANIFEST)}
-    names = ("split", "tasks", "shuffle_photos", "max_new_tokens", "seed", "dtype")
-    return {name: getattr(config, name) for name in names} | parents, parents
+    names = ("split", "tasks", "shuffle_photos", "max_new_tokens", "seed")
+    # What "auto" comes to: half of the answers in one type and half in another would be no evaluation.
+    dtype = DTYPES[config.dtype] or choose_dtype(choose_device(config.device))
+    return {name: getattr(config, name) for name in names} | {"dtype": str(dtype)} | parents, parents
 
 
 if __name__ == "__main__":

@@ -202,6 +202,14 @@ def test_stopping_before_the_first_word_leaves_no_hole(page, photos) -> None:
     assert len(shown) == 2
 
 
+def test_a_forgotten_conversation_keeps_the_candidates(page, photos) -> None:
+    talk, _, _ = _talk_and_view(page.start(str(photos[0][0]), PUBLISHED_QUESTION))
+    fresh, shown, places, *_ = page.forget(talk)
+    assert (fresh.messages, shown) == ([], [])
+    assert fresh.candidates == talk.candidates
+    assert "verdict" not in places
+
+
 def test_marks_agree_with_the_answer(page, photos) -> None:
     path, _ = photos[0]
     talk, _, _ = _talk_and_view(page.start(str(path), PUBLISHED_QUESTION))

@@ -125,7 +125,6 @@ def test_dr_is_a_drive_and_never_a_doctor() -> None:
 @pytest.mark.parametrize(
     "text",
     ["Königstr. in Mitte", "KOENIGSTRASSE, Mitte", "konigstrasse, mitte", "an der Königstraße, Mitte, Stuttgart"],
-    ["Königstr. in Mitte", "KOENIGSTRASSE, Mitte", "konigstrasse, mitte", "an der Königstraße, Mitte, Stuttgart"],
 )
 def test_german_names(text) -> None:
     match = STUTTGART.match(text)
