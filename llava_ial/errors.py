@@ -4,6 +4,7 @@ A command exits 0 when it is done, 2 with one line on stderr when the user can m
 Anything else is a defect of this project and keeps its traceback.
 """
 
+import os
 import sys
 from collections.abc import Callable
 
@@ -19,6 +20,9 @@ def run_command(main: Callable[[], None]) -> None:
     except UserError as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # somebody reads our output with `head` and has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except KeyboardInterrupt:
         print("interrupted: what was finished is kept, the same command continues it", file=sys.stderr)
         sys.exit(130)
