@@ -29,11 +29,12 @@ else
   step "a drawn town" python -m data_gen.toy_city --seed 7 --size tiny --output "$RUN/city"
   step "data: photos of the drawn town" python -m data_gen.build --config data_gen/configs/toy_city.yaml \
     --output "$RUN/data" --image_root "$RUN/city" --photos_csv "$RUN/city/photos.csv" \
-    --streets "$RUN/city/city.osm.pbf" --neighbourhoods "$RUN/city/neighbourhoods.geojson"
+    --streets "$RUN/city/city.osm.pbf" --neighbourhoods "$RUN/city/neighbourhoods.geojson" \
+    --captions_csv "$RUN/city/captions.csv"
 fi
 
 # 2. Stage 1: AddressCLIP with its three losses, two processes. The tiny CLIP has random weights.
-step "base: a tiny CLIP" python -m train.toy_base.clip --output "$RUN/base_clip" --texts "$RUN/data" "${clip_tokenizer[@]}"
+step "base: a tiny CLIP" python -m train.toy_base.clip --output "$RUN/base_clip" --data "$RUN/data" "${clip_tokenizer[@]}"
 step "stage 1: AddressCLIP" accelerate launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no \
   --dynamo_backend no train/stage1_clip.py --config train/configs/stage1_demo.yaml \
   --data "$RUN/data" --base "$RUN/base_clip" --output "$RUN/stage1"
