@@ -1,4 +1,4 @@
-"""Stage 1: tune CLIP with the three losses of AddressCLIP (arXiv 2407.08156), so that photos find their addresses.
+r"""Stage 1: tune CLIP with the three losses of AddressCLIP (arXiv 2407.08156), so that photos find their addresses.
 
     one GPU     accelerate launch train/stage1_clip.py --config train/configs/pitts_ial.yaml --num_processes 1
     eight GPUs  accelerate launch --multi_gpu --num_processes 8 \
@@ -13,8 +13,8 @@ The output is a plain CLIPModel folder with its gallery of addresses. The same c
 import os
 
 # Read when torch is imported, so it stands above that. Left to itself every process takes all cores, and threads that
-# spin while they wait for each other take them from whoever has work: on a busy machine a step then lasts 20 times as
-# long as with passive waiting.
+# spin while they wait for each other take them from whoever has work: on a busy machine a step then lasts many times
+# as long as with passive waiting.
 os.environ.setdefault(
     "OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
 )
@@ -44,7 +44,7 @@ from llava_ial.training.clip_progress import (
     save_checkpoint,
     say,
     show,
-)  # fmt: skip
+)
 from llava_ial.training.clip_run import ClipRun, build_loader, build_run, describe
 from llava_ial.training.clip_settings import ClipSettings
 from llava_ial.training.interruption import StopRequest

@@ -23,6 +23,7 @@ from transformers import (
     CLIPTokenizer,
     PreTrainedTokenizerBase,
 )
+from transformers.utils import logging as transformers_logging
 
 from llava_ial.config import parse_config
 from llava_ial.data.dataset import IALDataset
@@ -63,6 +64,7 @@ class BaseClipConfig:
 def main() -> None:
     """Reads the command line and writes the folder."""
     (config,) = parse_config(BaseClipConfig, description=__doc__ or "")
+    transformers_logging.disable_progress_bar()
     state = build_base_clip(config)
     print(f"{config.output}: {'already there' if state is FolderState.COMPLETE else 'base model written'}")
 
