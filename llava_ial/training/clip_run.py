@@ -122,5 +122,5 @@ def describe(run: ClipRun) -> None:
         f"{batch['xy_m'][0].tolist()} m from the origin\n"
         f"address     {texts['address']}\ncaption     {texts['caption']}\n"
         f"trained     {trained:,} of {sum(p.numel() for p in run.model.parameters()):,} weights\n"
-        f"steps       {run.num_steps} of {run.settings.batch_size} photos on {distributed.world_size()} process(es)"
+        f"steps       {run.num_steps} of {min(run.settings.batch_size, len(run.examples['train']))} photos on {distributed.world_size()} process(es)"
     )
