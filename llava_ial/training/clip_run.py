@@ -114,6 +114,7 @@ def describe(run: ClipRun) -> None:
     if "error" in batch:
         raise UserError(batch["error"])
     texts = {name: run.tokenizer.decode(batch[f"{name}_input_ids"][0]) for name in ("address", "caption")}
+    batch_size = min(run.settings.batch_size, len(run.examples["train"]))
     trained = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
     print(
         f"photos      {', '.join(f'{len(rows)} {split}' for split, rows in run.examples.items())}; "
@@ -122,5 +123,5 @@ def describe(run: ClipRun) -> None:
         f"{batch['xy_m'][0].tolist()} m from the origin\n"
         f"address     {texts['address']}\ncaption     {texts['caption']}\n"
         f"trained     {trained:,} of {sum(p.numel() for p in run.model.parameters()):,} weights\n"
-        f"steps       {run.num_steps} of {min(run.settings.batch_size, len(run.examples['train']))} photos on {distributed.world_size()} process(es)"
+        f"steps       {run.num_steps} of {batch_size} photos on {distributed.world_size()} process(es)"
     )
