@@ -15,6 +15,7 @@ SHELL := bash
 
 # Tiny models on few cores: one thread a process is ten times faster than many. Read before torch is imported.
 export OMP_NUM_THREADS ?= 1
+export OMP_WAIT_POLICY ?= passive
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_DISABLE_TELEMETRY := 1
 export GRADIO_ANALYTICS_ENABLED := False

@@ -10,7 +10,12 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import socket
 from pathlib import Path
 
+import hypothesis
 import pytest
+
+# The same examples every time: a test run must not depend on luck.
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("repeatable")
 
 SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 _LOOPBACK = {"127.0.0.1", "::1", "localhost", "0.0.0.0"}
