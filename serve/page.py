@@ -12,7 +12,8 @@ from llava_ial.conversation import Message, user_question
 from llava_ial.errors import UserError
 from llava_ial.gazetteer import Gazetteer
 from llava_ial.inference import AddressPredictor, Candidate
-from llava_ial.prompts import format_piece
+from llava_ial.prompts import BETWEEN, CITY, NEIGHBOURHOOD, STREET, format_piece
+from llava_ial.records import GalleryRecord
 from serve import texts
 
 NUM_CANDIDATES = 5
@@ -43,6 +44,7 @@ class ChatPage:
         self._gazetteer = Gazetteer([record.address for record in predictor.gallery])
         cities = {record.address.city for record in predictor.gallery} - {""}
         self.city = cities.pop() if len(cities) == 1 else texts.ANY_CITY
+        self.follow_ups = [texts.FOLLOW_UPS[task] for task in _known_facts(predictor.gallery)]
 
     def build(self) -> gr.Blocks:
         """The page, ready to be launched."""
@@ -63,7 +65,7 @@ class ChatPage:
                         layout="bubble", buttons=[], elem_id="chat",
                     )  # fmt: skip
                     with gr.Row(elem_id="follow-ups"):
-                        follow_ups = [gr.Button(text, size="sm") for text in texts.FOLLOW_UPS]
+                        follow_ups = [gr.Button(text, size="sm") for text in self.follow_ups]
                     question = gr.Textbox(
                         texts.DEFAULT_QUESTION, label=texts.QUESTION, placeholder=texts.QUESTION_HINT, lines=1,
                         max_lines=4, max_length=MAX_QUESTION_CHARACTERS, submit_btn=texts.ASK, elem_id="question",
@@ -197,6 +199,17 @@ class ChatPage:
         if error:
             shown.append({"role": "assistant", "content": error})
         return talk, shown, self.format_candidates(talk), "", gr.Button(interactive=is_running)
+
+
+def _known_facts(gallery: Sequence[GalleryRecord]) -> list[str]:
+    """The questions that the addresses of this city can answer."""
+    is_known = {
+        STREET: True,
+        BETWEEN: any(record.address.cross_streets for record in gallery),
+        NEIGHBOURHOOD: any(record.address.neighbourhood for record in gallery),
+        CITY: any(record.address.city for record in gallery),
+    }
+    return [task for task, known in is_known.items() if known]
 
 
 def _candidate_row(candidate: Candidate, is_answer: bool) -> str:

@@ -1,5 +1,7 @@
 """Every sentence that the chat shows, in one place so that others can translate it."""
 
+from llava_ial.prompts import BETWEEN, CITY, NEIGHBOURHOOD, STREET
+
 TITLE = "Where was this taken?"
 SUBTITLE = "Add a street photo of {city}. The answer comes from its pixels alone; a position stored in it is not read."
 ANY_CITY = "the city"
@@ -11,12 +13,12 @@ CHAT_EMPTY = "Add a photo, and its address appears here."
 QUESTION = "Question"
 QUESTION_HINT = "Ask about this photo"
 DEFAULT_QUESTION = "Where was this taken?"
-FOLLOW_UPS = (
-    "Which street is this?",
-    "Between which cross streets is this?",
-    "Which neighbourhood is this?",
-    "Which city is this?",
-)
+FOLLOW_UPS = {
+    STREET: "Which street is this?",
+    BETWEEN: "Between which cross streets is this?",
+    NEIGHBOURHOOD: "Which neighbourhood is this?",
+    CITY: "Which city is this?",
+}
 ASK, STOP, CLEAR = "Ask", "Stop", "New photo"
 
 CANDIDATES = "Most likely places"

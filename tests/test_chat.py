@@ -20,7 +20,7 @@ from gradio_client.exceptions import AppError
 from llava_ial.data.dataset import IALDataset
 from llava_ial.errors import UserError
 from llava_ial.inference import AddressPredictor
-from llava_ial.prompts import PUBLISHED_QUESTION
+from llava_ial.prompts import BETWEEN, PUBLISHED_QUESTION, STREET
 from serve import texts
 from serve.chat import ChatConfig, load_predictor, refuse_busy_port
 from serve.page import ChatPage, Talk
@@ -228,6 +228,13 @@ def test_marks_agree_with_the_answer(page, photos) -> None:
         assert sentence in html
         assert html.count('class="mark"') == num_marks
     assert "verdict" not in page.format_candidates(Talk([], other[:3]))
+
+
+def test_only_what_the_addresses_can_answer_is_suggested(page, predictor, monkeypatch) -> None:
+    assert page.follow_ups == list(texts.FOLLOW_UPS.values())
+    bare = [replace(r, address=replace(r.address, neighbourhood="", city="")) for r in predictor.gallery]
+    monkeypatch.setattr(predictor, "gallery", bare)
+    assert ChatPage(predictor).follow_ups == [texts.FOLLOW_UPS[STREET], texts.FOLLOW_UPS[BETWEEN]]
 
 
 def test_markup_in_names_is_shown_and_not_run(page, photos) -> None:

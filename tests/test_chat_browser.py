@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from llava_ial.data.dataset import IALDataset
-from llava_ial.prompts import PUBLISHED_QUESTION
+from llava_ial.prompts import NEIGHBOURHOOD, PUBLISHED_QUESTION
 from serve import texts
 from tests.test_chat import chat_process, free_port
 from tests.tiny_models import TinyFolders
@@ -93,9 +93,9 @@ def test_a_visit(visit, photos) -> None:
     assert visit.locator(".places li").count() == 5
     assert visit.locator(".places .verdict").count() == 1
     assert visit.input_value("#question textarea") == ""
-    visit.click(f"text={texts.FOLLOW_UPS[2]}")
+    visit.click(f"text={texts.FOLLOW_UPS[NEIGHBOURHOOD]}")
     visit.wait_for_function("() => document.querySelectorAll('#chat .message.bot').length >= 2")
-    _expect(visit, texts.FOLLOW_UPS[2])
+    _expect(visit, texts.FOLLOW_UPS[NEIGHBOURHOOD])
     assert visit.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 

@@ -136,6 +136,13 @@ def test_interval_of_independent_answers_is_the_binomial_one() -> None:
     assert rate.high - rate.low == pytest.approx(2 * half, rel=0.1)
 
 
+@pytest.mark.parametrize(("is_hit", "low", "high"), [(False, 0.0, 0.6024), (True, 0.3976, 1.0)])
+def test_four_equal_answers_are_no_certainty(is_hit, low, high) -> None:
+    """Clopper-Pearson: 0 of 4 is compatible with rates up to 60.2 %."""
+    rate = clustered_rate([is_hit] * 8, [0, 0, 1, 1, 2, 2, 3, 3])
+    assert (rate.low, rate.high) == (pytest.approx(low, abs=1e-4), pytest.approx(high, abs=1e-4))
+
+
 def test_answers_of_one_panorama_count_as_one_observation() -> None:
     hits = (np.random.default_rng(0).random(100) < 0.5).tolist()
     repeated = [hit for hit in hits for _ in range(20)]

@@ -6,7 +6,7 @@ Of the question "where" (one a photo):
     sub_street_accuracy       and exactly the true cross streets
     neighbourhood_accuracy    it names the true neighbourhood; of photos whose address has one
     city_accuracy             it names the true city; of photos whose address has one
-    nonexistent_address_rate  it names an address that is not on the map
+    nonexistent_address_rate  it names an address that is not among the candidates
 
 Of the other kinds ``<kind>_question_accuracy``. ``yes_recall`` and ``no_recall`` show a model that says yes to
 everything. ``unparsed_rate``: no answer of the kind that was asked for could be read; such an answer counts as wrong.
@@ -125,7 +125,7 @@ def names_street(match: Match, truth: Address, gazetteer: Gazetteer) -> bool:
 
 def _score_where(text: str, match: Match, truth: Address, gazetteer: Gazetteer) -> dict[str, bool]:
     is_street = names_street(match, truth, gazetteer)
-    # A sentence of the right form whose street is on no map names an address all the same.
+    # A sentence of the right form with an unknown street names an address all the same.
     is_unknown = not match.street and parse_answer(WHERE, text) is not None
     scores = {
         "street_accuracy": is_street,

@@ -12,7 +12,7 @@ _LABELS = {
     "sub_street_accuracy": "street and cross streets right",
     "neighbourhood_accuracy": "neighbourhood right",
     "city_accuracy": "city right",
-    "nonexistent_address_rate": "address does not exist",
+    "nonexistent_address_rate": "address is not in the list",
     "street_question_accuracy": '"which street" right',
     "between_question_accuracy": '"between which streets" right',
     "neighbourhood_question_accuracy": '"which neighbourhood" right',
@@ -62,10 +62,10 @@ def _headline(metrics: AddressMetrics | None, control: AddressMetrics | None, fa
     lines = [f"{kind}**{right} of {street.num_answers} answers name the right street: {_percent(street.value)}**"]
     shuffled = control.rates.get("street_accuracy") if control else None
     if shuffled:
-        is_seen = shuffled.value < street.value / 2
+        is_seen = shuffled.high < street.low
         lines.append(
             f"With the photos shuffled: {_percent(shuffled.value)}; "
-            + ("the answers come from the pixels." if is_seen else "the answers hardly depend on the photo.")
+            + ("the answers come from the pixels." if is_seen else "the intervals overlap, so no difference is shown.")
         )
     return lines
 

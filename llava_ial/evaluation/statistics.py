@@ -35,6 +35,8 @@ def clustered_rate(
     """A share and its percentile bootstrap interval, drawing whole panoramas.
 
     Photos of one panorama are right or wrong together: drawing single answers would make the interval far too narrow.
+    Where all answers agree every draw does, and the bootstrap would claim certainty from four photos; there the bound
+    is the exact binomial one (Clopper and Pearson 1934) for as many independent answers as there are panoramas.
 
     Args:
         is_hit: ``(N,)`` per answer.
@@ -57,5 +59,11 @@ def clustered_rate(
     for i in range(num_resamples):
         drawn = generator.integers(0, len(sizes), len(sizes))
         draws[i] = hits[drawn].sum() / sizes[drawn].sum()
-    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
-    return Rate(float(hits.sum() / sizes.sum()), float(low), float(high), len(is_hit), len(sizes))
+    low, high = (float(bound) for bound in np.quantile(draws, [(1 - level) / 2, (1 + level) / 2]))
+    value = float(hits.sum() / sizes.sum())
+    exact = ((1 - level) / 2) ** (1 / len(sizes))
+    if value == 0.0:
+        high = 1 - exact
+    elif value == 1.0:
+        low = exact
+    return Rate(value, low, high, len(is_hit), len(sizes))
