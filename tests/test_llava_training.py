@@ -292,3 +292,14 @@ def test_kill_9_loses_nothing_that_was_saved(tiny_folders: TinyFolders, tmp_path
     train("killed", **options)
     assert_same_weights(straight, killed)
     assert (straight / "train_log.jsonl").read_bytes() == (killed / "train_log.jsonl").read_bytes()
+
+
+@pytest.mark.slow
+def test_plain_python_runs_a_deepspeed_config_as_one_process(tiny_folders: TinyFolders, tmp_path: Path) -> None:
+    options = {"deepspeed": "train/configs/zero2.json", "max_steps": 1}
+    command = [sys.executable, "train/stage2_llava.py", *arguments_of(tiny_folders, tmp_path / "out", **options)]
+    kept = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
+    environment = {**kept, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    load_llava_ial(tmp_path / "out")

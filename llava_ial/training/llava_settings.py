@@ -1,7 +1,9 @@
 """Options of stage 2: data, models and what is tuned; everything else is ``transformers.TrainingArguments``."""
 
 import json
+import os
 import shutil
+import socket
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from enum import Enum
 from pathlib import Path
@@ -97,6 +99,7 @@ class LlavaArguments(TrainingArguments):
         if self.deepspeed:
             refuse_missing_compiler(needs_cpu=self.use_cpu or not torch.cuda.is_available())
             self.deepspeed_content()
+            be_one_process_without_launcher()
         try:
             super().__post_init__()
         except ValueError as error:
@@ -117,6 +120,16 @@ class LlavaArguments(TrainingArguments):
         except ValueError as error:
             raise UserError(f"--deepspeed {self.deepspeed}: not JSON: {error}") from error
         return content
+
+
+def be_one_process_without_launcher() -> None:
+    """Says to DeepSpeed what its launcher would; started by plain ``python`` it looks for MPI and dies without it."""
+    if "RANK" in os.environ:
+        return
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
 
 
 def refuse_missing_compiler(*, needs_cpu: bool) -> None:
