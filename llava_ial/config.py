@@ -119,7 +119,8 @@ def _as_arguments(settings: Mapping[str, Any], known: set[str], path: Path) -> l
     for key, value in settings.items():
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1)
-            raise UserError(f"--config {path}: unknown key '{key}'" + (f"; did you mean '{near[0]}'?" if near else ""))
+            mend = f"did you mean '{near[0]}'?" if near else "--help lists the keys"
+            raise UserError(f"--config {path}: unknown key '{key}'; {mend}")
         if value is None:
             continue  # null means: leave the default
         if isinstance(value, list):

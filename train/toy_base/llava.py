@@ -65,6 +65,7 @@ class BaseLlavaConfig:
 def main() -> None:
     """Builds, pretrains on text and writes the folder."""
     (config,) = parse_config(BaseLlavaConfig, description=__doc__ or "")
+    _check_paths(config)
     dataset = IALDataset(config.data)
     dialogues = [record.messages for record in dataset.conversations("train")]
     try:
@@ -175,6 +176,15 @@ def load_or_train_tokenizer(folder: Path | None, texts: Iterable[str], vocab_siz
         additional_special_tokens=[IMAGE_TOKEN],
         padding_side="left",
     )
+
+
+def _check_paths(config: BaseLlavaConfig) -> None:
+    if not (config.clip / "config.json").is_file():
+        raise UserError(
+            f"--clip {config.clip}: no CLIP there (no config.json); python -m train.toy_base.clip makes one"
+        )
+    if config.tokenizer and not (config.tokenizer / "tokenizer.json").is_file():
+        raise UserError(f"--tokenizer {config.tokenizer}: no tokenizer.json there")
 
 
 def _texts(dialogues: list[list[Message]]) -> Iterator[str]:
