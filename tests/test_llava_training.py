@@ -5,14 +5,12 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from transformers import TrainerCallback
 
 from llava_ial.data.dataset import IALDataset
@@ -22,44 +20,17 @@ from llava_ial.models.llava import PROJECTOR, LoraSettings, add_adapter, load_ba
 from llava_ial.models.llava_folder import load_llava_ial
 from llava_ial.training import llava_trainer
 from llava_ial.training.llava_trainer import optimizer_groups
+from tests.stage2_runs import ROOT, adapter, assert_same_weights, train_here
 from tests.tiny_models import TinyFolders
 from train import stage2_llava
 
-ROOT = Path(__file__).resolve().parents[1]
 Train = Callable[..., Path]
 
 
-def arguments_of(folders: TinyFolders, output: Path, **options: object) -> list[str]:
-    settings: dict[str, object] = {
-        "data": folders.data, "base": folders.llava.parent / "base_llava", "clip": folders.clip, "output_dir": output,
-        "use_cpu": True, "lora_rank": 2, "lora_alpha": 4, "per_device_train_batch_size": 2, "learning_rate": 1e-2,
-        "projector_learning_rate": 1e-3, "max_steps": 4, "save_steps": 2, "logging_steps": 1, "disable_tqdm": True,
-        "seed": 0, "dataloader_num_workers": 0,
-    }  # fmt: skip
-    return [f"--{name}={value}" for name, value in (settings | options).items() if value is not None]
-
-
 @pytest.fixture
-def train(tiny_folders: TinyFolders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
+def train(tiny_folders: TinyFolders, tmp_path: Path) -> Train:
     """Runs the command in this process and returns its output folder."""
-
-    def run(name: str = "out", **options: object) -> Path:
-        output = tmp_path / name
-        monkeypatch.setattr(sys, "argv", ["stage2_llava.py", *arguments_of(tiny_folders, output, **options)])
-        stage2_llava.main()
-        return output
-
-    return run
-
-
-def adapter(folder: Path) -> dict[str, torch.Tensor]:
-    return load_file(folder / "adapter_model.safetensors")
-
-
-def assert_same_weights(ours: Path, theirs: Path) -> None:
-    a, b = adapter(ours), adapter(theirs)
-    assert a.keys() == b.keys()
-    assert [name for name in a if not torch.equal(a[name], b[name])] == []
+    return lambda name="out", **options: train_here(tiny_folders, tmp_path / name, **options)
 
 
 def interrupt(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[], None]) -> None:
@@ -236,70 +207,3 @@ def test_a_batch_without_photos_runs_the_projector_and_changes_no_gradient(tiny_
     mixed = LlavaCollator(parts.tokenizer.pad_token_id, photos.filler)([text, photos[0]])
     assert len(mixed["input_ids"]) == 2, "a batch that has a photo needs no filler"
     assert torch.isfinite(model(**mixed).loss)
-
-
-def launch(folders: TinyFolders, output: Path, *, port: int, **options: object) -> subprocess.Popen[str]:
-    environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command = [
-        str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", "2", "--master_port", str(port),
-        "train/stage2_llava.py", *arguments_of(folders, output, num_processes=2, **options),
-    ]  # fmt: skip
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("stage", [2, 3])
-def test_two_processes_of_deepspeed_equal_one_and_resume(
-    train: Train, tiny_folders: TinyFolders, tmp_path: Path, stage: int
-) -> None:
-    plain = {"lora_dropout": 0.0, "deepspeed": f"train/configs/zero{stage}.json"}
-    one = train("one", per_device_train_batch_size=4, lora_dropout=0.0)
-    two, port = tmp_path / "two", 29700 + 10 * stage
-    text, _ = (process := launch(tiny_folders, two, port=port, **plain)).communicate(timeout=200)
-    assert process.returncode == 0, text
-    ours, theirs = adapter(one), adapter(two)
-    assert ours.keys() == theirs.keys()
-    for name in ours:
-        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-3, atol=1e-5)
-
-    resumed = tmp_path / "resumed"
-    shutil.copytree(two, resumed)
-    for path in ("checkpoints/step-000004", "address_clip"):
-        shutil.rmtree(resumed / path)
-    manifest = json.loads((resumed / "manifest.json").read_text(encoding="utf-8"))
-    (resumed / "manifest.json").rename(resumed / "building.json")
-    assert manifest["config"]["world_size"] == 2
-    text, _ = (process := launch(tiny_folders, resumed, port=port + 1, **plain)).communicate(timeout=200)
-    assert process.returncode == 0, text
-    assert "continues from" in text
-    assert_same_weights(two, resumed)
-
-
-@pytest.mark.slow
-def test_kill_9_loses_nothing_that_was_saved(tiny_folders: TinyFolders, tmp_path: Path, train: Train) -> None:
-    options = {"max_steps": 40, "save_steps": 5}
-    straight, killed = train("straight", **options), tmp_path / "killed"
-    command = [sys.executable, "train/stage2_llava.py", *arguments_of(tiny_folders, killed, **options)]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    while not list(killed.glob("checkpoints/step-*/manifest.json")) and process.poll() is None:
-        pass
-    process.kill()
-    process.communicate()
-    assert not (killed / "manifest.json").exists()
-    train("killed", **options)
-    assert_same_weights(straight, killed)
-    assert (straight / "train_log.jsonl").read_bytes() == (killed / "train_log.jsonl").read_bytes()
-
-
-@pytest.mark.slow
-def test_plain_python_runs_a_deepspeed_config_as_one_process(tiny_folders: TinyFolders, tmp_path: Path) -> None:
-    options = {"deepspeed": "train/configs/zero2.json", "max_steps": 1}
-    command = [sys.executable, "train/stage2_llava.py", *arguments_of(tiny_folders, tmp_path / "out", **options)]
-    kept = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
-    environment = {**kept, "PYTHONPATH": str(ROOT), "DS_ACCELERATOR": "cpu"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    load_llava_ial(tmp_path / "out")

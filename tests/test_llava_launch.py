@@ -1,0 +1,98 @@
+"""Stage 2 through its launchers: DeepSpeed on two processes, kill -9, and photos learned by heart."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+import torch
+
+from llava_ial.data.dataset import IALDataset
+from llava_ial.inference import AddressPredictor
+from llava_ial.models.llava_folder import load_llava_ial
+from tests.stage2_runs import adapter, arguments_of, assert_same_weights, start, train_here
+from tests.tiny_models import TinyFolders
+from train.toy_base import llava as base_llava
+
+pytestmark = pytest.mark.slow
+TIMEOUT_S = 300
+
+
+def launch(folders: TinyFolders, output: Path, *, port: int, **options: object) -> str:
+    """Runs two processes under DeepSpeed's launcher; returns what they said."""
+    process = start([
+        str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", "2", "--master_port", str(port),
+        "train/stage2_llava.py", *arguments_of(folders, output, num_processes=2, **options),
+    ])  # fmt: skip
+    text, _ = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 0, text
+    return text
+
+
+@pytest.mark.timeout(2 * TIMEOUT_S)
+@pytest.mark.parametrize("stage", [2, 3])
+def test_two_processes_of_deepspeed_equal_one_and_resume(tiny_folders: TinyFolders, tmp_path: Path, stage: int) -> None:
+    plain = {"lora_dropout": 0.0, "deepspeed": f"train/configs/zero{stage}.json"}
+    one = train_here(tiny_folders, tmp_path / "one", per_device_train_batch_size=4, lora_dropout=0.0)
+    two, port = tmp_path / "two", 29700 + 10 * stage
+    launch(tiny_folders, two, port=port, **plain)
+    ours, theirs = adapter(one), adapter(two)
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-3, atol=1e-5)
+
+    resumed = shutil.copytree(two, tmp_path / "resumed")
+    for path in ("checkpoints/step-000004", "address_clip"):
+        shutil.rmtree(resumed / path)
+    assert json.loads((resumed / "manifest.json").read_text(encoding="utf-8"))["config"]["world_size"] == 2
+    (resumed / "manifest.json").rename(resumed / "building.json")
+    assert "continues from" in launch(tiny_folders, resumed, port=port + 1, **plain)
+    assert_same_weights(two, resumed)
+
+
+def test_kill_9_loses_nothing_that_was_saved(tiny_folders: TinyFolders, tmp_path: Path) -> None:
+    options = {"max_steps": 40, "save_steps": 5}
+    straight, killed = train_here(tiny_folders, tmp_path / "straight", **options), tmp_path / "killed"
+    process = start([sys.executable, "train/stage2_llava.py", *arguments_of(tiny_folders, killed, **options)])
+    while not list(killed.glob("checkpoints/step-*/manifest.json")) and process.poll() is None:
+        pass
+    process.kill()
+    process.communicate()
+    assert not (killed / "manifest.json").exists()
+    train_here(tiny_folders, killed, **options)
+    assert_same_weights(straight, killed)
+    assert (straight / "train_log.jsonl").read_bytes() == (killed / "train_log.jsonl").read_bytes()
+
+
+def test_plain_python_runs_a_deepspeed_config_as_one_process(tiny_folders: TinyFolders, tmp_path: Path) -> None:
+    options = {"deepspeed": "train/configs/zero2.json", "max_steps": 1}
+    process = start([sys.executable, "train/stage2_llava.py", *arguments_of(tiny_folders, tmp_path / "out", **options)])
+    text, _ = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 0, text
+    load_llava_ial(tmp_path / "out")
+
+
+def test_lora_learns_eight_photos_by_heart_and_from_their_pixels(tiny_folders: TinyFolders, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    options = {"clip": tiny_folders.clip, "data": tiny_folders.data, "output": base, "width": 96, "layers": 2,
+               "steps": 250, "learning_rate": 3e-3, "vocab_size": 400}  # fmt: skip
+    with patch.object(sys, "argv", ["llava.py", *(f"--{name}={value}" for name, value in options.items())]):
+        base_llava.main()
+    out = train_here(
+        tiny_folders, tmp_path / "out", base=base, lora_rank=16, lora_alpha=32, lora_dropout=0.0, max_steps=100,
+        per_device_train_batch_size=8, learning_rate=5e-3, projector_learning_rate=5e-3, photos_in_memory=8,
+        vision_feature_layer=-1, vision_feature_select_strategy="full", save_strategy="no",
+    )  # fmt: skip
+    data = IALDataset(tiny_folders.data)
+    records = data.conversations("train")
+    photos = [data.image_file(record.image_path) for record in records]
+    predictor = AddressPredictor.from_pretrained(out)
+
+    def num_right(shown: list[Path]) -> int:
+        answers = predictor.answer_batch([record.messages[:1] for record in records], shown)
+        return sum(a.text == record.messages[1].content for a, record in zip(answers, records, strict=True))
+
+    assert num_right(photos) == len(photos) == 8
+    assert num_right(photos[1:] + photos[:1]) == 0, "the answers come from the photos, not from the questions"
