@@ -148,14 +148,18 @@ class Gazetteer:
 
     def _whole_address(self, text: str, tokens: Sequence[Token], mentions: Sequence[_Mention]) -> Match | None:
         """An address of the list in full, from its first word to the end of the text."""
-        main = next((m for m in mentions if _STREET in m.names), None)
-        if main is None or _is_denied(tokens, main.start):
-            return None
+        streets = [m for m in mentions if _STREET in m.names and not _is_denied(tokens, m.start)]
         sentence = text.strip()
-        for end in (sentence, sentence.removesuffix(".")):
-            for offset in _places_of(main.names[_STREET], end):
-                if found := self._spoken.get(end[offset:]):
-                    return found
+        for number, main in enumerate(streets):
+            for end in (sentence, sentence.removesuffix(".")):
+                for offset in _places_of(main.names[_STREET], end):
+                    # A street may be called like a word of the sentence ("Be"), so each mention has its try; but a
+                    # later one must come with its surroundings, or it is just the second street of an enumeration.
+                    if (found := self._spoken.get(end[offset:])) and (number == 0 or ", " in end[offset:]):
+                        return found
+        if not streets:
+            return None
+        main = streets[0]
         starts = {0, main.start, *(i for i, token in enumerate(tokens) if token.key == "located")}
         for start in sorted(starts):
             found = self._whole.get(" ".join(token.key for token in tokens[start:]))
