@@ -51,7 +51,10 @@ def refuse_wrong_world_size(expected: int, joined: int | None = None) -> None:
         return
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if started == expected:
-        why = f"{started} processes were started but train apart; on a machine without a GPU add --cpu true"
+        why = (
+            f"{started} processes were started but train apart; on a machine without a GPU add --cpu true "
+            "(stage 2: --use_cpu true)"
+        )
     else:
         why = (
             f"{started} process(es) were started; launch with 'accelerate launch --multi_gpu --num_processes {expected}"

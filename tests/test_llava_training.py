@@ -7,18 +7,21 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import TrainerCallback
 
+from llava_ial.config import load_yaml
 from llava_ial.data.dataset import IALDataset
 from llava_ial.data.llava import IGNORE_INDEX, LlavaCollator, LlavaDataset
 from llava_ial.errors import UserError
 from llava_ial.models.llava import PROJECTOR, LoraSettings, add_adapter, load_base
 from llava_ial.models.llava_folder import load_llava_ial
 from llava_ial.training import llava_trainer
+from llava_ial.training.llava_settings import LlavaArguments, LlavaSettings
 from llava_ial.training.llava_trainer import optimizer_groups
 from tests.stage2_runs import ROOT, adapter, assert_same_weights, train_here
 from tests.tiny_models import TinyFolders
@@ -168,6 +171,14 @@ def test_bad_options_are_told_in_one_line_and_leave_nothing(
     with pytest.raises(UserError, match=complaint):
         train(**options)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["stage2_demo.yaml", "pitts_ial_llava.yaml"])
+def test_configs_name_options_that_exist(name: str) -> None:
+    known = {item.name for kind in (LlavaSettings, LlavaArguments) for item in fields(kind)}
+    settings = load_yaml(ROOT / "train/configs" / name)
+    assert set(settings) <= known
+    json.loads((ROOT / settings["deepspeed"]).read_text(encoding="utf-8"))
 
 
 def test_deepspeed_without_a_compiler_is_told_before_it_starts(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
 """Stage 2: LoRA-tune LLaVA on address dialogues, with the vision tower of stage 1.
 
-    GPUs        deepspeed train/stage2_llava.py --config train/configs/pitts_ial_llava.yaml --num_processes 8
+    eight GPUs  deepspeed train/stage2_llava.py --config train/configs/pitts_ial_llava.yaml
     two CPUs    DS_ACCELERATOR=cpu deepspeed --num_gpus 2 train/stage2_llava.py --config train/configs/stage2_demo.yaml
     one process python train/stage2_llava.py --config train/configs/stage2_demo.yaml --num_processes 1
 
