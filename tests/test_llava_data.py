@@ -46,7 +46,7 @@ def test_one_turn_supervises_the_answer_and_its_end_exactly(tokenizer: PreTraine
     encoded = encode_dialogue(tokenizer, ONE_TURN, 3)
     assert spoken(tokenizer, encoded.input_ids, encoded.labels).lstrip() == "It is Königstraße, 東京 🙂.</s>"
     assert tokenizer.decode(encoded.input_ids, clean_up_tokenization_spaces=False) == (
-        f"<s>{SYSTEM} USER: <image><image><image>\nWhere is this? ASSISTANT: It is Königstraße, 東京 🙂.</s>"
+        f"<s> {SYSTEM} USER: <image><image><image>\nWhere is this? ASSISTANT: It is Königstraße, 東京 🙂.</s>"
     )
     assert encoded.labels[-1] == tokenizer.eos_token_id
 
@@ -75,7 +75,9 @@ def test_real_llama_ids_are_those_of_the_template_written_out(shared_data: Path)
     folder = shared_data / "tokenizers" / "llama"
     ours = load_or_train_tokenizer(folder, [], 0)
     plain = AutoTokenizer.from_pretrained(folder)
-    head = plain(f"<s>{SYSTEM} USER: ", add_special_tokens=False)["input_ids"]
+    # As LLaVA-1.5 was trained: the plain text's ids behind one <s>, the first of them with LLaMA's leading space.
+    head = [plain.bos_token_id, *plain(f"{SYSTEM} USER: ", add_special_tokens=False)["input_ids"]]
+    assert plain.convert_ids_to_tokens(head[:2]) == ["<s>", "▁A"]
     tail = plain("\nWhere is this? ASSISTANT: Mitte.", add_special_tokens=False)["input_ids"]
     if tail[0] == plain.convert_tokens_to_ids("▁"):  # LLaMA opens every text with a space; after a mark it has none
         tail = tail[1:]
