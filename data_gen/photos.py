@@ -218,6 +218,8 @@ def _read_photo(path: Path) -> tuple[str | None, PhotoMetadata]:
                 image.load()
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         return "too_large", PhotoMetadata()
+    except MemoryError:
+        raise  # the machine's fault, not the photo's: dropping it would make the data set depend on the machine
     except Exception:  # decoders raise OSError, SyntaxError, ValueError, struct.error ... on broken bytes
         return "unreadable", PhotoMetadata()
     return None, metadata

@@ -157,3 +157,16 @@ def test_given_panoramas_stay() -> None:
     found = group_panoramas(mixed, np.zeros((3, 2)), 15.0)
     assert [photo.panorama_id for photo in found] == ["p7", "p7", "near-x"]
     assert GeoPoint(found[0].lat, found[0].lon) == GeoPoint(48.0, 9.0)
+
+
+def test_a_machine_out_of_memory_is_no_damaged_photo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "photo.jpg"
+    Image.new("RGB", (8, 8)).save(path)
+    assert photos_module._check_photo(path) is None
+
+    def exhausted(_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Image, "open", exhausted)
+    with pytest.raises(MemoryError):
+        photos_module._check_photo(path)
