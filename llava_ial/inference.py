@@ -5,7 +5,7 @@ predictor.locate(Path("photo.jpg"))                                            c
 predictor.answer([user_question("Where was this taken?")], Path("photo.jpg"))  an answer in words
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from llava_ial.data.llava import disarm, encode_prompt
 from llava_ial.errors import UserError
 from llava_ial.manifest import file_hash, read_manifest
 from llava_ial.models.address_clip import AddressCLIP
-from llava_ial.models.greedy import end_token, greedy_tokens, image_features
+from llava_ial.models.greedy import Prefixes, encode_prefixes, end_token, greedy_tokens, image_features, split_prompt
 from llava_ial.models.llava import ADDRESS_CLIP_KIND, load_address_clip
 from llava_ial.models.llava_folder import ADDRESS_CLIP, LoadedLlava, load_llava_ial
 from llava_ial.models.llava_folder import KIND as LLAVA_IAL_KIND
@@ -31,6 +31,8 @@ from llava_ial.records import GalleryRecord, read_records
 Photo = Path | Image.Image
 MAX_NEW_TOKENS = 128
 STOP, LENGTH = "stop", "length"
+# Batches that are sorted by length together.
+_BATCHES_PER_GROUP = 4
 # What a byte-level tokenizer shows of a letter whose last bytes are still to come.
 _INCOMPLETE = "\ufffd"
 
@@ -151,7 +153,8 @@ class AddressPredictor:
     ) -> list[Answer]:
         """Answers in the order of the dialogues; in float32 they do not depend on ``batch_size``.
 
-        A photo that several dialogues are about is encoded once. Dialogues of similar length are generated together.
+        A photo that several dialogues are about is encoded once, and so is the beginning of the prompt with it: only
+        the questions are read one by one. Dialogues of similar length are generated together.
 
         Args:
             dialogues: Each ends with a question; the first message begins with ``<image>``.
@@ -164,19 +167,23 @@ class AddressPredictor:
         """
         llava = self._require_llava()
         prompts = [self._prompt_ids(messages, max_new_tokens) for messages in dialogues]
-        features = self._features(photos, batch_size)
         answers: dict[int, Answer] = {}
-        order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]), reverse=True)
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            steps = greedy_tokens(
-                llava.model,
-                [prompts[i] for i in rows],
-                torch.stack([features[_identity(photos[i])] for i in rows]),
-                max_new_tokens=max_new_tokens,
-            )
-            tokens = torch.stack(list(steps), dim=1).tolist()
-            answers.update({i: self._as_answer(ids) for i, ids in zip(rows, tokens, strict=True)})
+        for group in _whole_photos(photos, batch_size):
+            shown = {_identity(photos[i]): photos[i] for i in group}
+            place = {photo: k for k, photo in enumerate(shown)}
+            prefixes = self._prefixes(shown, prompts[group[0]])
+            group = sorted(group, key=lambda i: len(prompts[i]), reverse=True)
+            for start in range(0, len(group), batch_size):
+                rows = group[start : start + batch_size]
+                steps = greedy_tokens(
+                    llava.model,
+                    prefixes,
+                    [place[_identity(photos[i])] for i in rows],
+                    [split_prompt(llava.model, prompts[i])[1] for i in rows],
+                    max_new_tokens=max_new_tokens,
+                )
+                tokens = torch.stack(list(steps), dim=1).tolist()
+                answers.update({i: self._as_answer(ids) for i, ids in zip(rows, tokens, strict=True)})
         return [answers[i] for i in range(len(prompts))]
 
     def stream(
@@ -185,10 +192,11 @@ class AddressPredictor:
         """The same answer as ``answer`` in pieces; closing the iterator, or not reading on, stops the generation."""
         llava = self._require_llava()
         prompt = self._prompt_ids(messages, max_new_tokens)
-        features = self._features([photo], 1)[_identity(photo)]
+        prefixes = self._prefixes({_identity(photo): photo}, prompt)
+        question = split_prompt(llava.model, prompt)[1]
         ids: list[int] = []
         shown = ""
-        for tokens in greedy_tokens(llava.model, [prompt], features[None], max_new_tokens=max_new_tokens):
+        for tokens in greedy_tokens(llava.model, prefixes, [0], [question], max_new_tokens=max_new_tokens):
             ids.append(int(tokens))
             text = self._as_answer(ids).text
             if text.startswith(shown) and not text.endswith(_INCOMPLETE) and text != shown:
@@ -212,17 +220,11 @@ class AddressPredictor:
             kept = [Message("user", f"{IMAGE_TOKEN}\n{kept[2].content}"), *kept[3:]]
         return ids
 
-    def _features(self, photos: Sequence[Photo], batch_size: int) -> dict[object, torch.Tensor]:
-        """What LLaVA sees of each distinct photo, ``(T_image, D)``."""
+    def _prefixes(self, photos: Mapping[object, Photo], prompt: Sequence[int]) -> Prefixes:
+        """The beginning of the prompt, which is that of every dialogue, read with each photo."""
         llava = self._require_llava()
-        distinct = {_identity(photo): photo for photo in photos}
-        keys = list(distinct)
-        features: dict[object, torch.Tensor] = {}
-        for start in range(0, len(keys), batch_size):
-            part = keys[start : start + batch_size]
-            pixels = _pixels([distinct[key] for key in part], llava.image_processor)
-            features.update(zip(part, image_features(llava.model, pixels), strict=True))
-        return features
+        features = image_features(llava.model, _pixels(list(photos.values()), llava.image_processor))
+        return encode_prefixes(llava.model, split_prompt(llava.model, prompt)[0], features)
 
     def _as_answer(self, ids: Sequence[int]) -> Answer:
         llava = self._require_llava()
@@ -280,3 +282,24 @@ def _pixels(photos: Sequence[Photo], image_processor: BaseImageProcessor) -> tor
 
 def _identity(photo: Photo) -> object:
     return photo if isinstance(photo, Path) else id(photo)
+
+
+def _whole_photos(photos: Sequence[Photo], batch_size: int) -> Iterator[list[int]]:
+    """Rows in groups that hold all rows of a photo or none.
+
+    A group has some batches, so that rows of similar length find each other, and at most ``batch_size`` photos, whose
+    keys and values are in memory together.
+    """
+    rows_of: dict[object, list[int]] = {}
+    for row, photo in enumerate(photos):
+        rows_of.setdefault(_identity(photo), []).append(row)
+    group: list[int] = []
+    num_photos = 0
+    for rows in rows_of.values():
+        group += rows
+        num_photos += 1
+        if num_photos == batch_size or len(group) >= _BATCHES_PER_GROUP * batch_size:
+            yield group
+            group, num_photos = [], 0
+    if group:
+        yield group

@@ -64,7 +64,7 @@ class EvaluateConfig:
         default_factory=lambda: list(TASKS), metadata={"help": f"kinds of questions to ask: {', '.join(TASKS)}"}
     )
     shuffle_photos: bool = field(default=True, metadata={"help": "also ask with the photos shuffled, as a control"})
-    batch_size: int = field(default=8, metadata={"help": "questions at a time; does not change the answers"})
+    batch_size: int = field(default=32, metadata={"help": "questions at a time; does not change the answers"})
     max_new_tokens: int = field(default=MAX_NEW_TOKENS, metadata={"help": "most tokens of an answer"})
     seed: int = field(default=0, metadata={"help": "of the shuffled photos and of the intervals"})
     image_root: Path | None = field(default=None, metadata={"help": "where the photos are now, if they were moved"})

@@ -14,7 +14,7 @@ from llava_ial.data.images import load_photo
 from llava_ial.data.llava import encode_dialogue
 from llava_ial.errors import UserError
 from llava_ial.inference import AddressPredictor
-from llava_ial.models.greedy import greedy_tokens, image_features
+from llava_ial.models.greedy import encode_prefixes, greedy_tokens, image_features, split_prompt
 from llava_ial.models.llava_folder import load_llava_ial
 from tests.tiny_models import TinyFolders
 
@@ -59,12 +59,35 @@ def test_answers_do_not_depend_on_the_batch(predictor, dataset, batch_size) -> N
     assert len({answer.text for answer in alone}) > 1
 
 
+def test_a_photo_and_the_beginning_of_the_prompt_are_read_once_for_all_its_questions(
+    predictor, dataset, monkeypatch
+) -> None:
+    _, photos, _ = _asked(dataset)
+    num_photos: list[int] = []
+
+    def spy(model, prefix, features):
+        num_photos.append(len(features))
+        return encode_prefixes(model, prefix, features)
+
+    monkeypatch.setattr("llava_ial.inference.encode_prefixes", spy)
+    shown = [load_photo(photo) for photo in photos[:3]]
+    asked = [shown[i % 3] for i in range(30)]
+    dialogues = [[user_question(f"{QUESTIONS[i % 2]} {i}?")] for i in range(30)]
+    together = predictor.answer_batch(dialogues, asked, batch_size=4, max_new_tokens=8)
+    assert sum(num_photos) == 3
+    assert together == [
+        predictor.answer(messages, photo, max_new_tokens=8) for messages, photo in zip(dialogues, asked, strict=True)
+    ]
+
+
 def test_greedy_tokens_are_those_of_transformers(tiny_folders, dataset) -> None:
     llava = load_llava_ial(tiny_folders.llava)
     record = dataset.conversations("train")[0]
     pixels = llava.image_processor(load_photo(dataset.image_file(record.image_path)), return_tensors="pt")
     prompt = _prefix(llava.tokenizer, record.messages, llava.num_image_tokens)
-    steps = greedy_tokens(llava.model, [prompt], image_features(llava.model, pixels["pixel_values"]), max_new_tokens=60)
+    prefix, question = split_prompt(llava.model, prompt)
+    prefixes = encode_prefixes(llava.model, prefix, image_features(llava.model, pixels["pixel_values"]))
+    steps = greedy_tokens(llava.model, prefixes, [0], [question], max_new_tokens=60)
     ids = torch.tensor([prompt])
     theirs = llava.model.generate(
         input_ids=ids, attention_mask=torch.ones_like(ids), pixel_values=pixels["pixel_values"], do_sample=False,
@@ -89,10 +112,17 @@ def test_prompts_of_chat_and_evaluation_are_what_training_saw(
     messages, photo = record.messages[:num_messages], dataset.image_file(record.image_path)
     asked: list[list[int]] = []
 
-    def spy(model, prompts, photos, *, max_new_tokens):
-        asked.extend(prompts)
-        return greedy_tokens(model, prompts, photos, max_new_tokens=max_new_tokens)
+    begun: list[list[int]] = []
 
+    def spy_prefix(model, prefix, photos):
+        begun.append(list(prefix))
+        return encode_prefixes(model, prefix, photos)
+
+    def spy(model, prefixes, rows, questions, *, max_new_tokens):
+        asked.extend([*begun[-1], *question] for question in questions)
+        return greedy_tokens(model, prefixes, rows, questions, max_new_tokens=max_new_tokens)
+
+    monkeypatch.setattr("llava_ial.inference.encode_prefixes", spy_prefix)
     monkeypatch.setattr("llava_ial.inference.greedy_tokens", spy)
     predictor.answer_batch([messages[:-1]], [photo])
     list(predictor.stream(messages[:-1], load_photo(photo)))

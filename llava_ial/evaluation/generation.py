@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -100,13 +100,11 @@ def ask_all(
         title: Of the progress bar.
     """
     file = PredictionFile(path)
-    open_questions = [q for q in questions if _is_open(file.by_question.get(q.question_id))]
+    open_questions = _by_photo([q for q in questions if _is_open(file.by_question.get(q.question_id))])
     verdicts = [is_right(record) for record in file.by_question.values() if record.finish_reason != ERROR]
-    size = batch_size * _BATCHES_PER_WRITE
     num_done = len(questions) - len(open_questions)
     with tqdm(total=len(questions), initial=num_done, desc=title, unit=" answers", smoothing=0.05) as progress:
-        for start in range(0, len(open_questions), size):
-            part = open_questions[start : start + size]
+        for part in _parts(open_questions, batch_size * _BATCHES_PER_WRITE):
             records = _ask(model, part, image_file, batch_size=batch_size, max_new_tokens=max_new_tokens)
             file.append(records)
             verdicts += [is_right(record) for record in records if record.finish_reason != ERROR]
@@ -146,6 +144,26 @@ def _ask(
         failure = f"{type(error).__name__}: {error}"
     by_question = dict(zip([question.question_id for question in able], answers, strict=False))
     return [_as_record(q, by_question.get(q.question_id), errors.get(q.shown_image_id, failure)) for q in questions]
+
+
+def _by_photo(questions: Sequence[Question]) -> list[Question]:
+    """The questions about a photo one after another: it is decoded and encoded once for all of them."""
+    place: dict[str, int] = {}
+    for question in questions:
+        place.setdefault(question.shown_image_id, len(place))
+    return sorted(questions, key=lambda question: place[question.shown_image_id])
+
+
+def _parts(questions: Sequence[Question], size: int) -> Iterator[list[Question]]:
+    """At least ``size`` questions at a time, but all of a photo together."""
+    part: list[Question] = []
+    for question in questions:
+        if len(part) >= size and part[-1].shown_image_id != question.shown_image_id:
+            yield part
+            part = []
+        part.append(question)
+    if part:
+        yield part
 
 
 def _as_record(question: Question, answer: Answer | None, error: str) -> PredictionRecord:
