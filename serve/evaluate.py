@@ -15,62 +15,29 @@ os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count() or 1))  # read once,
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import asdict
 from typing import Any
 
-import torch
-from tqdm import tqdm
 from transformers.utils import logging as transformers_logging
 
 from llava_ial.config import parse_config, save_config
 from llava_ial.data.dataset import IALDataset, Sample
-from llava_ial.data.images import load_photo
 from llava_ial.errors import UserError, run_command
+from llava_ial.evaluation.baselines import Baselines
 from llava_ial.evaluation.generation import ask_all
 from llava_ial.evaluation.metrics import AddressMetrics, Truth, measure, score_answer
 from llava_ial.evaluation.questions import Question, QuestionList, load_questions, with_shuffled_photos
+from llava_ial.evaluation.ranking import rank_photos, ranking_metrics
 from llava_ial.evaluation.report import format_summary
-from llava_ial.evaluation.retrieval import retrieval_metrics, street_classes, street_ranks, sub_street_ranks
 from llava_ial.gazetteer import Gazetteer
-from llava_ial.inference import MAX_NEW_TOKENS, AddressPredictor, choose_device, choose_dtype
-from llava_ial.manifest import (
-    MANIFEST,
-    FolderState,
-    claim_folder,
-    file_hash,
-    publish_manifest,
-    read_manifest,
-    write_json,
-    write_text,
-)
-from llava_ial.prompts import STREET, TASKS, WHERE
+from llava_ial.inference import AddressPredictor, choose_device
+from llava_ial.manifest import FolderState, claim_folder, publish_manifest, read_manifest, write_json, write_text
+from llava_ial.prompts import STREET, WHERE
 from llava_ial.records import PredictionRecord
+from serve.evaluate_settings import DTYPES, EvaluateConfig, identity_of, refuse_impossible
 
 KIND = "evaluation"
 CONTROL_TASKS = (WHERE, STREET)
-DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-@dataclass
-class EvaluateConfig:
-    """Settings of an evaluation."""
-
-    model: Path = field(metadata={"help": "folder of stage 2, or of stage 1 (ranking alone)"})
-    data: Path = field(metadata={"help": "data set folder (output of python -m data_gen.build)"})
-    output: Path = field(metadata={"help": "folder to write"})
-    split: str = field(default="test", metadata={"help": "train (a memorisation check), val or test"})
-    tasks: list[str] = field(
-        default_factory=lambda: list(TASKS), metadata={"help": f"kinds of questions to ask: {', '.join(TASKS)}"}
-    )
-    shuffle_photos: bool = field(default=True, metadata={"help": "also ask with the photos shuffled, as a control"})
-    batch_size: int = field(default=32, metadata={"help": "questions at a time; does not change the answers"})
-    max_new_tokens: int = field(default=MAX_NEW_TOKENS, metadata={"help": "most tokens of an answer"})
-    seed: int = field(default=0, metadata={"help": "of the shuffled photos and of the intervals"})
-    image_root: Path | None = field(default=None, metadata={"help": "where the photos are now, if they were moved"})
-    base: str | None = field(default=None, metadata={"help": "where the model's base is now, if it was moved"})
-    device: str = field(default="auto", metadata={"help": "cpu, cuda, cuda:1 ...; auto takes a GPU where there is one"})
-    dtype: str = field(default="auto", metadata={"help": f"of the weights: {', '.join(DTYPES)}"})
 
 
 def main() -> None:
@@ -90,7 +57,7 @@ def evaluate(config: EvaluateConfig, predictor: AddressPredictor | None = None) 
         UserError: Settings or inputs are wrong, or questions failed (after everything was written).
     """
     started = time.time()
-    _refuse_impossible(config)
+    refuse_impossible(config)
     dataset = IALDataset(config.data, config.image_root)
     samples = dataset.samples(config.split)
     manifest = read_manifest(config.model, "llava_ial", "address_clip")
@@ -99,7 +66,11 @@ def evaluate(config: EvaluateConfig, predictor: AddressPredictor | None = None) 
     questions = None
     if manifest["kind"] == "llava_ial":
         questions = load_questions(dataset, config.split, config.tasks)
-    identity, parents = _identity(config, dataset)
+    baselines = None
+    if config.baselines:
+        device = choose_device(config.device)
+        baselines = Baselines(dataset, config.baselines, device=device, batch_size=config.batch_size)
+    identity, parents = identity_of(config, dataset)
     if claim_folder(config.output, KIND, identity) is FolderState.COMPLETE:
         print((config.output / "summary.md").read_text(encoding="utf-8"))
         print(f"{config.output}: already complete")
@@ -108,7 +79,13 @@ def evaluate(config: EvaluateConfig, predictor: AddressPredictor | None = None) 
     save_config(config.output / "config.yaml", config)
 
     metrics: dict[str, Any] = {"split": config.split, "num_photos": len(samples)}
-    metrics["ranking"] = rank_photos(predictor, dataset, samples, config.batch_size)
+    ranked = rank_photos(predictor.probabilities, dataset, samples, batch_size=config.batch_size)
+    metrics["ranking"] = ranking_metrics(ranked, num_failed=len(samples) - len(ranked), seed=config.seed)
+    if baselines:
+        metrics["baselines"] = {
+            name: ranking_metrics(places, num_failed=len(samples) - len(places), seed=config.seed)
+            for name, places in baselines.rank(samples).items()
+        }
     answers = control = None
     if questions:
         evaluation = _Asking(config, predictor, dataset, samples)
@@ -172,35 +149,6 @@ class _Asking:
         return score_answer(prediction, truth, self._gazetteer).get("street_accuracy")
 
 
-def rank_photos(
-    predictor: AddressPredictor, dataset: IALDataset, samples: Sequence[Sample], batch_size: int
-) -> dict[str, float]:
-    """``SSA@k`` and ``SA@k`` of the encoder; photos that cannot be read are counted in ``num_failed``."""
-    class_of = {record.sub_street_id: i for i, record in enumerate(dataset.gallery)}
-    streets = street_classes([record.address.street_key for record in dataset.gallery])
-    sub_street = [torch.zeros(0, dtype=torch.int64)]
-    street = [torch.zeros(0, dtype=torch.int64)]
-    num_failed = 0
-    progress = tqdm(total=len(samples), desc="ranking", unit=" photos")
-    for start in range(0, len(samples), batch_size):
-        photos, truth = [], []
-        for sample in samples[start : start + batch_size]:
-            try:
-                photos.append(load_photo(dataset.image_file(sample.photo.image_path)))
-                truth.append(class_of[sample.address.sub_street_id])
-            except UserError:
-                num_failed += 1
-        if photos:
-            scores = predictor.probabilities(photos)
-            sub_street.append(sub_street_ranks(scores, torch.tensor(truth)))
-            street.append(street_ranks(scores, torch.tensor(truth), streets))
-        progress.update(min(batch_size, len(samples) - start))
-    progress.close()
-    if num_failed == len(samples):
-        raise UserError(f"{dataset.folder}: none of the {len(samples)} photos can be read; is --image_root right?")
-    return retrieval_metrics(torch.cat(sub_street), torch.cat(street)) | {"num_failed": num_failed}
-
-
 def load_predictor(config: EvaluateConfig) -> AddressPredictor:
     """The model, on the device that the settings name."""
     transformers_logging.disable_progress_bar()
@@ -221,7 +169,8 @@ def _publish(
     facts = {"split": config.split, "num_photos": metrics["num_photos"], "num_given_away": 0, "num_other_tasks": 0}
     facts |= {k: v for k, v in metrics.get("questions", {}).items() if k in facts}
     facts["num_same_street"] = metrics.get("shuffled_photos", {}).get("num_same_street", 0)
-    summary = format_summary(answers, control, metrics["ranking"], facts)
+    rankings = {"AddressCLIP": metrics["ranking"], **metrics.get("baselines", {})}
+    summary = format_summary(answers, control, rankings, facts)
     write_json(config.output / "metrics.json", metrics)
     write_text(config.output / "summary.md", summary)
     num_answers = sum(m.num_answers for m in (answers, control) if m)
@@ -237,23 +186,6 @@ def _publish(
     publish_manifest(config.output, KIND, identity, parents=parents, metrics=metrics)
     print(f"complete: {config.output}")
     return metrics
-
-
-def _refuse_impossible(config: EvaluateConfig) -> None:
-    for name in ("batch_size", "max_new_tokens"):
-        if getattr(config, name) < 1:
-            raise UserError(f"--{name} {getattr(config, name)}: at least 1")
-    if config.dtype not in DTYPES:
-        raise UserError(f"--dtype '{config.dtype}' is unknown; allowed: {', '.join(DTYPES)}")
-
-
-def _identity(config: EvaluateConfig, dataset: IALDataset) -> tuple[dict[str, Any], dict[str, str]]:
-    """What decides the answers, and the folders that they are made from."""
-    parents = {"data": dataset.identity, "model": file_hash(config.model / MANIFEST)}
-    names = ("split", "tasks", "shuffle_photos", "max_new_tokens", "seed")
-    # What "auto" comes to: half of the answers in one type and half in another would be no evaluation.
-    dtype = DTYPES[config.dtype] or choose_dtype(choose_device(config.device))
-    return {name: getattr(config, name) for name in names} | {"dtype": str(dtype)} | parents, parents
 
 
 if __name__ == "__main__":

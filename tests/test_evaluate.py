@@ -74,7 +74,7 @@ def test_a_model_that_knows_its_photos_by_heart(config, predictor, capsys) -> No
     assert metrics["shuffled_photos"]["rates"]["street_accuracy"]["value"] == 0.0
     assert metrics["shuffled_photos"]["num_same_street"] == 0
     assert metrics["questions"] == {"asked": 8, "num_given_away": 8, "num_other_tasks": 0}
-    assert set(metrics["ranking"]) == {"SA@1", "SA@5", "SSA@1", "SSA@5", "num_photos", "num_failed"}
+    assert set(metrics["ranking"]) == {"SA@1", "SA@5", "SSA@1", "SSA@5", "num_photos", "num_failed", "rates"}
     printed = capsys.readouterr().out
     assert "Memorisation check" in printed
     assert "8 of 8 answers name the right street: 100.0 %" in printed

@@ -7,25 +7,9 @@ from PIL import Image
 
 from data_gen.toy_city.arrays import Float32Array, IntArray
 from data_gen.toy_city.photos import Photo
+from llava_ial.evaluation.appearance import histogram_features, pixel_features
 
 LIMIT = 0.25
-_BINS = 8
-
-
-def pixel_features(image: Image.Image) -> Float32Array:
-    """Return a 16 x 16 thumbnail as a vector of length 768, mean removed and of unit length."""
-    thumbnail = np.asarray(image.resize((16, 16), Image.Resampling.BOX), dtype=np.float32).reshape(-1)
-    small: Float32Array = thumbnail - thumbnail.mean()
-    return small / np.float32(max(float(np.linalg.norm(small)), 1e-6))
-
-
-def histogram_features(image: Image.Image) -> Float32Array:
-    """Return the square root of the joint colour histogram with 8 x 8 x 8 bins (Hellinger kernel)."""
-    codes = np.asarray(image, dtype=np.int64) * _BINS // 256
-    flat = (codes[..., 0] * _BINS + codes[..., 1]) * _BINS + codes[..., 2]
-    counts = np.bincount(flat.reshape(-1), minlength=_BINS**3)
-    roots: Float32Array = np.sqrt(counts / counts.sum()).astype(np.float32)
-    return roots
 
 
 def nearest_neighbour_accuracy(

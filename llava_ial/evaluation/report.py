@@ -27,7 +27,7 @@ _LABELS = {
 def format_summary(
     metrics: AddressMetrics | None,
     control: AddressMetrics | None,
-    ranking: Mapping[str, float],
+    rankings: Mapping[str, Mapping[str, Any]],
     facts: Mapping[str, Any],
 ) -> str:
     """The evaluation in Markdown.
@@ -35,7 +35,7 @@ def format_summary(
     Args:
         metrics: Of the answers; None for a model that only ranks.
         control: Of the answers with shuffled photos.
-        ranking: ``SSA@k`` and ``SA@k`` of the encoder.
+        rankings: ``ranking_metrics`` of the encoder and, behind it, of the baselines.
         facts: ``split``, ``num_photos``, ``num_given_away``, ``num_other_tasks``, ``num_same_street``.
     """
     lines = [f"# Evaluation on split `{facts['split']}`", "", *_headline(metrics, control, facts), ""]
@@ -45,11 +45,15 @@ def format_summary(
             rows.append(_row("photos shuffled: street named right", control.rates["street_accuracy"]))
         lines += _table(["of the answers", "share", "95 % interval", "answers", "panoramas"], rows)
         lines += ["", *_counts(metrics, control, facts), ""]
-    shares = [[name, _percent(value)] for name, value in sorted(ranking.items()) if "@" in name]
-    lines += _table(["AddressCLIP alone, ranking every address", "share"], shares)
+    names = ("SSA@1", "SSA@5", "SA@1", "SA@5")
+    rows = [[title, *(_with_interval(ranking["rates"][name]) for name in names)] for title, ranking in rankings.items()]
+    lines += _table(["ranking every address (95 % interval)", *names], rows)
     lines += ["", "SSA@k: the true piece of street is among the k best; SA@k: its street is."]
-    if ranking["num_failed"]:
-        lines.append(f"{ranking['num_failed']} photos could not be read and are in neither.")
+    lines += [
+        f"{title}: {ranking['num_failed']} photos could not be read and are in no figure."
+        for title, ranking in rankings.items()
+        if ranking["num_failed"]
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -87,6 +91,10 @@ def _counts(metrics: AddressMetrics, control: AddressMetrics | None, facts: Mapp
 def _row(label: str, rate: Rate) -> list[str]:
     interval = f"{100 * rate.low:.1f} - {100 * rate.high:.1f}"
     return [label, _percent(rate.value), interval, str(rate.num_answers), str(rate.num_clusters)]
+
+
+def _with_interval(rate: Mapping[str, float]) -> str:
+    return f"{_percent(rate['value'])} ({100 * rate['low']:.1f} - {100 * rate['high']:.1f})"
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:

@@ -1,0 +1,113 @@
+"""What one gets without training on the city: the figures that a trained model has to beat.
+
+    zero-shot              a CLIP that was never tuned ranks the addresses' texts (the paper's first row)
+    1-NN pixels            the address of the training photo with the most similar 16 x 16 thumbnail
+    1-NN histogram         the one with the most similar colours
+    1-NN untuned features  the one that the untuned CLIP finds most similar
+
+A nearest neighbour scores an address by its most similar training photo, so it ranks all addresses that have one.
+Photos of the same panorama are never a photo's neighbours: they would show the same place at the same moment.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+from tqdm import tqdm
+from transformers import AutoImageProcessor, AutoTokenizer
+
+from llava_ial.data.dataset import IALDataset, Sample
+from llava_ial.evaluation.appearance import histogram_features, pixel_features
+from llava_ial.evaluation.ranking import RankedPhoto, Ranker, read_photo
+from llava_ial.models.address_clip import AddressCLIP, load_clip
+
+ZERO_SHOT = "zero-shot"
+PIXELS, HISTOGRAM, FEATURES = "1-NN pixels", "1-NN histogram", "1-NN untuned features"
+_ROWS_AT_A_TIME = 256
+
+
+@dataclass(frozen=True)
+class _Photos:
+    """Readable photos of a split and their features by baseline, each ``(N, D)`` of length one."""
+
+    samples: list[Sample]
+    features: Mapping[str, torch.Tensor]
+
+
+class Baselines:
+    """The baselines of a data set.
+
+    Args:
+        dataset: Its training photos are the neighbours.
+        base: Untuned CLIP, by folder or hub name; stage 1 started from it.
+        device: For the CLIP.
+        batch_size: Photos at a time.
+
+    Raises:
+        UserError: ``base`` is no CLIP.
+    """
+
+    def __init__(self, dataset: IALDataset, base: str, *, device: str, batch_size: int) -> None:
+        self._dataset = dataset
+        self._batch_size = batch_size
+        self._clip = AddressCLIP(load_clip(base)).to(device).eval()
+        self._tokenizer = AutoTokenizer.from_pretrained(base)
+        self._image_processor = AutoImageProcessor.from_pretrained(base, backend="pil")
+
+    def rank(self, samples: Sequence[Sample]) -> dict[str, list[RankedPhoto]]:
+        """The places of photos by each baseline."""
+        gallery = self._clip.embed_texts([record.verbose for record in self._dataset.gallery], self._tokenizer)
+        asked = self._describe(samples, "baselines: photos")
+        known = self._describe(self._dataset.samples("train"), "baselines: training photos")
+        ranker = Ranker(self._dataset)
+        ranked: dict[str, list[RankedPhoto]] = {
+            ZERO_SHOT: ranker.rank(asked.samples, asked.features[FEATURES] @ gallery.cpu().T)
+        }
+        for name in (PIXELS, HISTOGRAM, FEATURES):
+            ranked[name] = []
+            for start in range(0, len(asked.samples), _ROWS_AT_A_TIME):
+                rows = slice(start, start + _ROWS_AT_A_TIME)
+                part = _Photos(asked.samples[rows], {name: asked.features[name][rows]})
+                ranked[name] += ranker.rank(part.samples, self._neighbour_scores(part, known, name))
+        return ranked
+
+    def _neighbour_scores(self, asked: _Photos, known: _Photos, name: str) -> torch.Tensor:
+        """Similarity of the nearest training photo at each address, ``(N, C)``; minus infinity where there is none."""
+        class_of = {record.sub_street_id: i for i, record in enumerate(self._dataset.gallery)}
+        classes = torch.tensor([class_of[sample.address.sub_street_id] for sample in known.samples])
+        similarity = asked.features[name] @ known.features[name].T  # (N, M)
+        panorama_index: dict[str, int] = {}
+        asked_panorama, known_panorama = (
+            torch.tensor([panorama_index.setdefault(_panorama(s), len(panorama_index)) for s in part.samples])
+            for part in (asked, known)
+        )
+        similarity[asked_panorama[:, None] == known_panorama[None, :]] = -torch.inf
+        scores = torch.full((len(asked.samples), len(class_of)), -torch.inf)
+        return scores.scatter_reduce(1, classes.expand_as(similarity), similarity, "amax")
+
+    @torch.no_grad()
+    def _describe(self, samples: Sequence[Sample], title: str) -> _Photos:
+        readable: list[Sample] = []
+        rows: dict[str, list[torch.Tensor]] = {PIXELS: [], HISTOGRAM: [], FEATURES: []}
+        with tqdm(total=len(samples), desc=title, unit=" photos") as progress:
+            for start in range(0, len(samples), self._batch_size):
+                part = samples[start : start + self._batch_size]
+                photos = {i: photo for i, sample in enumerate(part) if (photo := read_photo(self._dataset, sample))}
+                if photos:
+                    images = list(photos.values())
+                    readable += [part[i] for i in photos]
+                    rows[PIXELS].append(torch.from_numpy(np.stack([pixel_features(image) for image in images])))
+                    rows[HISTOGRAM].append(torch.from_numpy(np.stack([histogram_features(image) for image in images])))
+                    rows[FEATURES].append(self._encode(images))
+                progress.update(len(part))
+        return _Photos(readable, {name: torch.cat(parts) for name, parts in rows.items()})
+
+    def _encode(self, images: Sequence[Image.Image]) -> torch.Tensor:
+        pixels = self._image_processor(list(images), return_tensors="pt")["pixel_values"]
+        return self._clip.encode_images(pixels.to(self._clip.clip.device)).float().cpu()
+
+
+def _panorama(sample: Sample) -> str:
+    return sample.photo.panorama_id or sample.photo.image_id
