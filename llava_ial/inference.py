@@ -13,9 +13,10 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import AutoImageProcessor, BaseImageProcessor
+from transformers import AutoImageProcessor, AutoTokenizer, BaseImageProcessor, PreTrainedTokenizerBase
 
 from llava_ial.address import Address
+from llava_ial.calibration import Calibration, load_calibration
 from llava_ial.conversation import IMAGE_TOKEN, Message, validate_messages
 from llava_ial.data.images import load_photo, upright_rgb
 from llava_ial.data.llava import disarm, encode_prompt
@@ -61,6 +62,8 @@ class _Encoder:
 
     model: AddressCLIP
     image_processor: BaseImageProcessor
+    tokenizer: PreTrainedTokenizerBase
+    calibration: Calibration | None
     gallery: list[GalleryRecord]
     gallery_embeddings: torch.Tensor
 
@@ -75,6 +78,7 @@ class AddressPredictor:
         self._encoder = encoder
         self._llava = llava
         self.gallery = encoder.gallery
+        self.calibration = encoder.calibration
 
     @classmethod
     def from_pretrained(
@@ -126,18 +130,38 @@ class AddressPredictor:
             ])  # fmt: skip
         return found
 
-    @torch.no_grad()
     def probabilities(self, photos: Sequence[Photo]) -> torch.Tensor:
         """Of every candidate address for every photo, ``(N, C)`` float32 on the CPU; rows sum to one.
+
+        Calibrated where the folder has a calibration, see ``llava_ial.calibration``.
+
+        Raises:
+            UserError: A photo cannot be read.
+        """
+        temperature = self.calibration.temperature if self.calibration else 1.0
+        return (self.logit_scale / temperature * self.cosines(photos)).softmax(dim=1)
+
+    @property
+    def logit_scale(self) -> float:
+        """The factor on cosines that stage 1 has learnt."""
+        return float(self._encoder.model.clip.logit_scale.detach().exp())
+
+    @torch.no_grad()
+    def cosines(self, photos: Sequence[Photo]) -> torch.Tensor:
+        """Of every photo and every candidate address, ``(N, C)`` float32 on the CPU.
 
         Raises:
             UserError: A photo cannot be read.
         """
         encoder = self._encoder
         pixels = _pixels(photos, encoder.image_processor).to(encoder.gallery_embeddings.device)
-        cosines = encoder.model.encode_images(pixels).float() @ encoder.gallery_embeddings.T
-        scale: torch.Tensor = encoder.model.clip.logit_scale.exp()
-        return (scale * cosines).softmax(dim=1).cpu()
+        return (encoder.model.encode_images(pixels).float() @ encoder.gallery_embeddings.T).cpu()
+
+    @torch.no_grad()
+    def text_cosines(self, texts: Sequence[str]) -> torch.Tensor:
+        """Of texts in anybody's words and every candidate address, ``(N, C)`` float32 on the CPU."""
+        encoder = self._encoder
+        return (encoder.model.embed_texts(texts, encoder.tokenizer) @ encoder.gallery_embeddings.T).cpu()
 
     def answer(self, messages: Sequence[Message], photo: Photo, *, max_new_tokens: int = MAX_NEW_TOKENS) -> Answer:
         """The answer to the last message of a dialogue about a photo."""
@@ -187,17 +211,23 @@ class AddressPredictor:
         return [answers[i] for i in range(len(prompts))]
 
     def stream(
-        self, messages: Sequence[Message], photo: Photo, *, max_new_tokens: int = MAX_NEW_TOKENS
+        self, messages: Sequence[Message], *photos: Photo, max_new_tokens: int = MAX_NEW_TOKENS
     ) -> Iterator[str]:
-        """The same answer as ``answer`` in pieces; closing the iterator, or not reading on, stops the generation."""
+        """The same answer as ``answer`` in pieces; closing the iterator, or not reading on, stops the generation.
+
+        Several photos are held to show one place: each has a vote on every word.
+        """
         llava = self._require_llava()
         prompt = self._prompt_ids(messages, max_new_tokens)
-        prefixes = self._prefixes({_identity(photo): photo}, prompt)
+        prefixes = self._prefixes(dict(enumerate(photos)), prompt)
         question = split_prompt(llava.model, prompt)[1]
+        rows = range(len(photos))
         ids: list[int] = []
         shown = ""
-        for tokens in greedy_tokens(llava.model, prefixes, [0], [question], max_new_tokens=max_new_tokens):
-            ids.append(int(tokens))
+        for tokens in greedy_tokens(
+            llava.model, prefixes, rows, [question for _ in rows], max_new_tokens=max_new_tokens, together=len(rows) > 1
+        ):
+            ids.append(int(tokens[0]))
             text = self._as_answer(ids).text
             if text.startswith(shown) and not text.endswith(_INCOMPLETE) and text != shown:
                 yield text[len(shown) :]
@@ -270,7 +300,14 @@ def _load_encoder(folder: Path, device: str) -> _Encoder:
     if len(embeddings) != len(gallery):
         raise UserError(f"{path}: {len(embeddings)} rows for {len(gallery)} addresses; train stage 1 again")
     model = AddressCLIP(load_address_clip(folder).float()).to(device).eval()
-    return _Encoder(model, AutoImageProcessor.from_pretrained(folder, backend="pil"), gallery, embeddings)
+    return _Encoder(
+        model,
+        AutoImageProcessor.from_pretrained(folder, backend="pil"),
+        AutoTokenizer.from_pretrained(folder),
+        load_calibration(folder, manifest),
+        gallery,
+        embeddings,
+    )
 
 
 def _pixels(photos: Sequence[Photo], image_processor: BaseImageProcessor) -> torch.Tensor:

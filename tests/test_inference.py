@@ -16,6 +16,7 @@ from llava_ial.errors import UserError
 from llava_ial.inference import AddressPredictor
 from llava_ial.models.greedy import encode_prefixes, greedy_tokens, image_features, split_prompt
 from llava_ial.models.llava_folder import load_llava_ial
+from llava_ial.prompts import PUBLISHED_QUESTION
 from tests.tiny_models import TinyFolders
 
 QUESTIONS = ("Where was this taken?", "Which street is this, and between which two others does the place lie?", "City?")
@@ -118,9 +119,9 @@ def test_prompts_of_chat_and_evaluation_are_what_training_saw(
         begun.append(list(prefix))
         return encode_prefixes(model, prefix, photos)
 
-    def spy(model, prefixes, rows, questions, *, max_new_tokens):
+    def spy(model, prefixes, rows, questions, **options):
         asked.extend([*begun[-1], *question] for question in questions)
-        return greedy_tokens(model, prefixes, rows, questions, max_new_tokens=max_new_tokens)
+        return greedy_tokens(model, prefixes, rows, questions, **options)
 
     monkeypatch.setattr("llava_ial.inference.encode_prefixes", spy_prefix)
     monkeypatch.setattr("llava_ial.inference.greedy_tokens", spy)
@@ -236,3 +237,18 @@ def test_a_folder_with_a_swapped_part_is_refused(tiny_folders, tmp_path, part, c
 def test_a_folder_that_is_not_there(tmp_path) -> None:
     with pytest.raises(UserError, match="does not exist"):
         AddressPredictor.from_pretrained(tmp_path / "nowhere")
+
+
+def test_several_photos_of_one_place_vote_on_every_word(predictor, dataset) -> None:
+    """Copies say what one says; of two places the outvoted one loses, in whatever order they come."""
+    a, b = (dataset.image_file(record.image_path) for record in dataset.conversations("train")[:3:2])
+    question = [user_question(PUBLISHED_QUESTION)]
+    alone = [predictor.answer(question, photo).text for photo in (a, b)]
+    assert alone[0] != alone[1]
+    assert "".join(predictor.stream(question, a, a)) == alone[0]
+    assert {"".join(predictor.stream(question, *views)) for views in ((a, b, b), (b, a, b), (b, b, a))} == {alone[1]}
+
+
+def test_texts_are_compared_with_the_addresses(predictor) -> None:
+    cosines = predictor.text_cosines([record.verbose for record in predictor.gallery])
+    assert torch.allclose(cosines.diagonal(), torch.ones(len(predictor.gallery)), atol=1e-5)

@@ -66,6 +66,7 @@ def greedy_tokens(
     questions: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
+    together: bool = False,
 ) -> Iterator[torch.Tensor]:
     """The likeliest next token of each prompt, ``(B,)`` at a time, until each has ended or the limit is reached.
 
@@ -79,6 +80,8 @@ def greedy_tokens(
         rows: ``(B,)`` which prefix each question goes on from.
         questions: ``(B,)`` token ids of the prompts behind their prefixes.
         max_new_tokens: Most tokens of an answer, the end mark counted.
+        together: The rows are views of one place and get one answer: each token is the likeliest by the mean of their
+            log-probabilities, as if every view had a vote.
     """
     end = end_token(model)
     ids, is_token = pad_left(questions, end)
@@ -96,7 +99,10 @@ def greedy_tokens(
             use_cache=True,
             logits_to_keep=1,
         )
-        tokens = output.logits[:, -1].argmax(dim=-1).masked_fill(has_ended, end)  # (B,)
+        scores = output.logits[:, -1]  # (B, V)
+        if together:
+            scores = scores.float().log_softmax(dim=-1).mean(dim=0, keepdim=True).expand(len(scores), -1)
+        tokens = scores.argmax(dim=-1).masked_fill(has_ended, end)  # (B,)
         yield tokens
         has_ended |= tokens == end
         if bool(has_ended.all()):
