@@ -145,8 +145,8 @@ class _Asking:
         return measure(predictions, self._truths, self._gazetteer, seed=self._config.seed)
 
     def _names_street(self, prediction: PredictionRecord) -> bool | None:
-        truth = self._truths[prediction.image_id].address
-        return score_answer(prediction, truth, self._gazetteer).get("street_accuracy")
+        truth = self._truths[prediction.image_id]
+        return score_answer(prediction, truth, self._gazetteer).scores.get("street_accuracy")
 
 
 def load_predictor(config: EvaluateConfig) -> AddressPredictor:

@@ -1,4 +1,4 @@
-"""Metrics of a file of answers that were scored by hand, and the interval that knows of panoramas."""
+"""Scores of single answers, and intervals and tests that know of panoramas."""
 
 import math
 
@@ -7,86 +7,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llava_ial.address import Address, CrossStreet
-from llava_ial.evaluation.metrics import Truth, measure, read_verdict, score_answer
-from llava_ial.evaluation.statistics import clustered_rate
-from llava_ial.gazetteer import Gazetteer
+from llava_ial.evaluation.metrics import Truth, measure, score_answer
+from llava_ial.evaluation.reading import read_verdict
+from llava_ial.evaluation.statistics import (
+    clustered_rate,
+    paired_difference,
+    smallest_visible_difference,
+    standard_error,
+)
 from llava_ial.prompts import TASKS, format_answer
-from llava_ial.records import PredictionRecord
-
-
-def _address(street: str, where: str, *crossings: str) -> Address:
-    return Address(street, where, tuple(CrossStreet(name) for name in crossings), "Pittsburgh")
-
-
-BLOCK = _address("Grant Street", "Downtown", "Third Avenue", "Fourth Avenue")
-RIVER_END = _address("Grant Street", "Downtown", "Fort Pitt Boulevard")
-NAMESAKE = _address("Grant Street", "Millvale")
-FORBES = _address("Forbes Avenue", "Oakland", "Craig Street", "Bouquet Street")
-GAZETTEER = Gazetteer([BLOCK, RIVER_END, NAMESAKE, FORBES])
-TRUTHS = {
-    "block": Truth(BLOCK, "pano-1"),
-    "river": Truth(RIVER_END, "pano-1"),
-    "forbes": Truth(FORBES, "pano-2"),
-    "namesake": Truth(NAMESAKE, "pano-3"),
-}
-SAID = "The address of this photo might be {}."
-# photo, task, answer, true answer (yes_no alone reads it), how generation ended; the hits follow in the comment
-ANSWERS = [
-    ("block", "where", SAID.format("Grant Street, between Third Avenue and Fourth Avenue, Downtown, Pittsburgh")),
-    # street, sub-street, neighbourhood, city
-    ("river", "where", SAID.format("Grant Street, between Third Avenue and Fourth Avenue, Downtown, Pittsburgh")),
-    # street, neighbourhood, city: the wrong block
-    ("forbes", "where", SAID.format("Forbes Avenue, Downtown, Pittsburgh")),
-    # city; there is no Forbes Avenue in Downtown: nonexistent
-    ("namesake", "where", "This is Grant Street."),
-    # nothing: two streets bear the name
-    ("namesake", "where", "I do not know."),
-    # unparsed
-    ("forbes", "where", "", "", "error"),
-    # failed: counted apart
-    ("block", "where", SAID.format("Elm Street, Downtown, Pittsburgh")),
-    # neighbourhood, city; no Elm Street: nonexistent
-    ("block", "street", "This is Grant St."),  # right
-    ("forbes", "street", "This is not Forbes Avenue."),  # unparsed
-    ("block", "between", "It is between 4th Avenue and Third Avenue."),  # right
-    ("river", "between", "It is near Third Avenue."),  # wrong
-    ("forbes", "neighbourhood", "The neighbourhood is Oakland."),  # right
-    ("forbes", "city", "The city is London."),  # wrong
-    ("block", "yes_no", "Yes, this is Grant Street.", "Yes, this is Grant Street."),  # right
-    ("forbes", "yes_no", "yes", "No, this is not Grant Street.", "length"),  # wrong and cut
-    ("forbes", "yes_no", "No.", "No, this is not Grant Street."),  # right
-    ("river", "yes_no", "Perhaps.", "Yes, this is Grant Street."),  # unparsed
-]
-EXPECTED = {
-    "street_accuracy": (2, 6),
-    "sub_street_accuracy": (1, 6),
-    "neighbourhood_accuracy": (3, 6),
-    "city_accuracy": (4, 6),
-    "nonexistent_address_rate": (2, 6),
-    "unparsed_rate": (3, 16),
-    "street_question_accuracy": (1, 2),
-    "between_question_accuracy": (1, 2),
-    "neighbourhood_question_accuracy": (1, 1),
-    "city_question_accuracy": (0, 1),
-    "yes_no_question_accuracy": (2, 4),
-    "yes_recall": (1, 2),
-    "no_recall": (1, 2),
-}
-
-
-def _prediction(number: int, photo: str, task: str, answer: str, expected: str = "", end: str = "stop"):
-    return PredictionRecord(f"q{number}", photo, task, "?", expected, answer, end)
-
-
-def test_answers_scored_by_hand() -> None:
-    metrics = measure([_prediction(i, *row) for i, row in enumerate(ANSWERS)], TRUTHS, GAZETTEER)
-    assert {name: (rate.value, rate.num_answers) for name, rate in metrics.rates.items()} == {
-        name: (pytest.approx(hits / of), of) for name, (hits, of) in EXPECTED.items()
-    }
-    assert (metrics.num_answers, metrics.num_failed, metrics.num_truncated) == (16, 1, 1)
-    assert metrics.rates["street_accuracy"].num_clusters == 3
-    assert all(rate.low <= rate.value <= rate.high for rate in metrics.rates.values())
+from tests.forty_answers import GAZETTEER, TRUTHS, prediction
 
 
 @pytest.mark.parametrize(
@@ -96,13 +26,13 @@ def test_answers_scored_by_hand() -> None:
 def test_the_true_answer_is_right_in_every_metric(task, address) -> None:
     asked = address.street if task == "yes_no" else ""
     answer = format_answer(task, address, asked=asked)
-    scores = score_answer(_prediction(0, "", task, answer, answer), address, GAZETTEER)
+    scores = score_answer(prediction(0, "", task, answer, answer), Truth(address, ""), GAZETTEER).scores
     bad = {name for name in scores if name.endswith("rate")}
     assert all(scores[name] == (name not in bad) for name in scores)
 
 
 def test_failed_answers_are_scored_nowhere() -> None:
-    failed = [_prediction(i, "block", "where", "", "", "error") for i in range(3)]
+    failed = [prediction(i, "a", "where", "", "", "error") for i in range(3)]
     metrics = measure(failed, TRUTHS, GAZETTEER)
     assert (metrics.num_answers, metrics.num_failed, metrics.rates) == (0, 3, {})
 
@@ -117,7 +47,7 @@ def test_verdicts(text, verdict) -> None:
 
 def test_an_unknown_task_is_refused() -> None:
     with pytest.raises(ValueError, match="unknown task 'colour'"):
-        score_answer(_prediction(7, "block", "colour", "red"), BLOCK, GAZETTEER)
+        score_answer(prediction(7, "a", "colour", "red"), TRUTHS["a"], GAZETTEER)
 
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 5)), min_size=1, max_size=40))
@@ -151,3 +81,49 @@ def test_answers_of_one_panorama_count_as_one_observation() -> None:
     assert (clustered.low, clustered.high) == (single.low, single.high)
     pretended = clustered_rate(repeated, range(2000))
     assert clustered.high - clustered.low > 3 * (pretended.high - pretended.low)
+
+
+def test_a_balanced_rate_is_the_mean_of_the_groups() -> None:
+    rate = clustered_rate([1, 1, 1, 0], range(4), group_of=["yes", "yes", "yes", "no"])
+    assert rate.value == pytest.approx((1 + 0) / 2)
+
+
+def test_standard_error_is_that_of_the_bootstrap() -> None:
+    generator = np.random.default_rng(1)
+    clusters = generator.integers(0, 150, 1000)
+    hits = (generator.random(150)[clusters] > 0.4).astype(float)
+    rate = clustered_rate(hits.tolist(), clusters.tolist())
+    error = standard_error(hits.tolist(), clusters.tolist())
+    assert (rate.high - rate.low) / (2 * 1.96) == pytest.approx(error, rel=0.1)
+    assert standard_error([1.0, 0.0], ["one", "one"]) == 0.0
+
+
+def test_a_paired_test_sees_what_two_intervals_do_not() -> None:
+    generator = np.random.default_rng(0)
+    second = (generator.random(400) < 0.5).astype(float)
+    first = second.copy()
+    first[np.flatnonzero(second == 0)[:16]] = 1  # better on 16 questions, worse on none
+    found = paired_difference(first.tolist(), second.tolist(), range(400))
+    assert found.value == pytest.approx(0.04)
+    assert (found.num_only_first, found.num_only_second) == (16, 0)
+    assert 0 < found.low <= found.value <= found.high
+    assert found.p_value < 0.01
+    assert clustered_rate(first.tolist(), range(400)).low < clustered_rate(second.tolist(), range(400)).high
+    same = paired_difference(first.tolist(), first.tolist(), range(400))
+    assert (same.value, same.p_value, same.smallest_visible) == (0.0, 1.0, 0.0)
+
+
+def test_the_paired_test_knows_of_panoramas() -> None:
+    """Twenty photos of one lucky panorama are no evidence."""
+    first, second = [1.0] * 20 + [0.0, 1.0] * 5, [0.0] * 20 + [1.0, 0.0] * 5
+    lucky = paired_difference(first, second, [0] * 20 + list(range(1, 11)))
+    assert lucky.p_value > 0.5
+    assert paired_difference(first, second, range(30)).p_value < 0.01
+
+
+def test_the_smallest_visible_difference_is_found_in_four_cases_of_five() -> None:
+    generator = np.random.default_rng(0)
+    error = 1 / math.sqrt(200)
+    effect = smallest_visible_difference(error)
+    draws = generator.normal(effect, error, 20_000)
+    assert (np.abs(draws) > 1.96 * error).mean() == pytest.approx(0.8, abs=0.01)

@@ -1,0 +1,81 @@
+"""Is a model as often right as it says? Of any answers that come with a probability."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+NUM_BINS = 10
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Answers of similar confidence: how sure they were on average, and how many were right."""
+
+    confidence: float
+    accuracy: float
+    num_answers: int
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How confidence and being right go together.
+
+    Attributes:
+        expected_error: ECE: the mean gap between confidence and accuracy over the bins, weighted by their size
+            (Guo et al. 2017, ten bins of equal width).
+        bins: The reliability curve; empty bins are left out.
+        risk_coverage: ``(coverage, risk)``: of the surest share of the answers, how many are wrong.
+        mean_risk: Mean risk over all coverages; small is good.
+        auroc: Probability that a right answer is surer than a wrong one, None if all are right or all wrong.
+    """
+
+    expected_error: float
+    bins: list[Bin]
+    risk_coverage: list[tuple[float, float]]
+    mean_risk: float
+    auroc: float | None
+
+
+def calibrate(confidence: Sequence[float], is_right: Sequence[bool]) -> Calibration:
+    """Calibration of answers.
+
+    Args:
+        confidence: ``(N,)`` from 0 to 1.
+        is_right: ``(N,)``.
+
+    Raises:
+        ValueError: No answers.
+    """
+    if not len(confidence):
+        raise ValueError("calibrate: no answers")
+    sure, right = np.asarray(confidence, dtype=np.float64), np.asarray(is_right, dtype=np.float64)
+    place = np.minimum((sure * NUM_BINS).astype(int), NUM_BINS - 1)
+    bins = [
+        Bin(float(sure[place == i].mean()), float(right[place == i].mean()), int((place == i).sum()))
+        for i in range(NUM_BINS)
+        if (place == i).any()
+    ]
+    order = np.argsort(-sure, kind="stable")
+    counts = np.arange(1, len(sure) + 1)
+    # Equally sure answers cannot be told apart: a threshold takes all of them or none.
+    ends = np.flatnonzero(np.append(np.diff(sure[order]) != 0, True))
+    risks = (1 - right[order]).cumsum()[ends] / counts[ends]
+    covered = counts[ends] / len(sure)
+    return Calibration(
+        expected_error=sum(b.num_answers * abs(b.confidence - b.accuracy) for b in bins) / len(sure),
+        bins=bins,
+        risk_coverage=[(float(c), float(r)) for c, r in zip(covered, risks, strict=True)],
+        mean_risk=float((risks * np.diff(covered, prepend=0.0)).sum()),
+        auroc=auroc(sure[right == 1].tolist(), sure[right == 0].tolist()),
+    )
+
+
+def auroc(positive: Sequence[float], negative: Sequence[float]) -> float | None:
+    """Probability that a positive scores higher than a negative, ties half; None without one of either."""
+    if not len(positive) or not len(negative):
+        return None
+    low = np.sort(np.asarray(negative, dtype=np.float64))
+    below = np.searchsorted(low, positive, side="left")
+    not_above = np.searchsorted(low, positive, side="right")
+    return float((below + not_above).mean() / 2 / len(low))
