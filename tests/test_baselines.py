@@ -43,7 +43,7 @@ def _ranks_by_hand(scores: dict[str, float], truth: str, dataset: IALDataset) ->
 
 @pytest.mark.parametrize(("name", "describe"), [(PIXELS, pixel_features), (HISTOGRAM, histogram_features)])
 def test_the_nearest_training_photo_decides(dataset, base, name, describe) -> None:
-    ranked = Baselines(dataset, str(base), device="cpu", batch_size=4).rank(dataset.samples("test"))[name]
+    ranked = Baselines(dataset, str(base), device="cpu").rank(dataset.samples("test"))[name]
     features = {
         s.photo.image_id: describe(load_photo(dataset.image_file(s.photo.image_path)))
         for split in ("train", "test")
@@ -61,15 +61,15 @@ def test_the_nearest_training_photo_decides(dataset, base, name, describe) -> No
 
 def test_a_photo_is_not_its_own_neighbour(dataset, base) -> None:
     """Every training photo of this world stands alone at its address: without itself it has no neighbour there."""
-    ranked = Baselines(dataset, str(base), device="cpu", batch_size=4).rank(dataset.samples("train"))
+    ranked = Baselines(dataset, str(base), device="cpu").rank(dataset.samples("train"))
     for name in (PIXELS, HISTOGRAM, FEATURES):
         assert {photo.sub_street_rank for photo in ranked[name]} == {len(dataset.gallery)}
 
 
 def test_zero_shot_is_what_transformers_says(dataset, base) -> None:
-    ranked = Baselines(dataset, str(base), device="cpu", batch_size=4).rank(dataset.samples("test"))[ZERO_SHOT]
+    ranked = Baselines(dataset, str(base), device="cpu").rank(dataset.samples("test"))[ZERO_SHOT]
     clip, tokenizer = CLIPModel.from_pretrained(base).eval(), CLIPTokenizerFast.from_pretrained(base)
-    baselines = Baselines(dataset, str(base), device="cpu", batch_size=4)
+    baselines = Baselines(dataset, str(base), device="cpu")
     texts = tokenizer([record.verbose for record in dataset.gallery], padding=True, return_tensors="pt")
     for photo, sample in zip(ranked, dataset.samples("test"), strict=True):
         image = load_photo(dataset.image_file(sample.photo.image_path))
@@ -104,8 +104,7 @@ def test_the_command_states_them_with_intervals(tiny_folders: TinyFolders, tmp_p
 def test_the_best_candidates_are_kept_in_order(dataset) -> None:
     scores = torch.rand(6, len(dataset.gallery), generator=torch.Generator().manual_seed(0))
     samples = dataset.samples("test")
-    rows = iter(scores.split(2))
-    ranked = rank_photos(lambda photos: next(rows), dataset, samples, batch_size=2)
+    ranked = rank_photos(lambda photos: scores, dataset, samples)
     streets = [record.address.street_key for record in dataset.gallery]
     classes = torch.tensor([sorted(set(streets)).index(street) for street in streets])
     ids = [record.sub_street_id for record in dataset.gallery]

@@ -80,7 +80,7 @@ def test_a_model_that_knows_its_photos_by_heart(config, predictor, capsys) -> No
     assert "8 of 8 answers name the right street: 100.0 %" in printed
     assert "With the photos shuffled: 0.0 %; the answers come from the pixels." in printed
     assert json.loads((config.output / "metrics.json").read_text()) == json.loads(json.dumps(metrics))
-    assert (config.output / "summary.md").read_text() in printed
+    assert (config.output / "metrics.md").read_text() in printed
     assert [row["shown_image_id"] is None for row in _lines(config.output / "predictions.jsonl")] == [True] * 8
     shown = [row["shown_image_id"] for row in _lines(config.output / "predictions_shuffled.jsonl")]
     assert len(set(shown)) == 8

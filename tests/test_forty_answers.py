@@ -3,10 +3,10 @@
 import pytest
 
 from llava_ial.evaluation.breakdown import Placing, by_neighbourhood, by_street, confusions
-from llava_ial.evaluation.calibration import auroc, calibrate
 from llava_ial.evaluation.consistency import consistency
 from llava_ial.evaluation.metrics import measure, score_answers
 from llava_ial.evaluation.reading import is_refusal, read_choice, read_options
+from llava_ial.evaluation.reliability import auroc, measure_reliability
 from tests.forty_answers import ANSWERS, EXPECTED, GAZETTEER, MEDIAN_M, P90_M, PLACES, TRUTHS, prediction, predictions
 
 
@@ -69,9 +69,9 @@ def test_streets_and_confusions_by_hand() -> None:
     assert (found.street, found.named, found.count, found.distance_m) == ("Grant", "Forbes", 2, 800.0)
 
 
-def test_calibration_by_hand() -> None:
-    """Bins 0.2-0.3 (sure 0.25, right 0), 0.6-0.7 (0.65, 1 of 2), 0.9-1.0 (0.95 and 1.0, both right)."""
-    found = calibrate([0.25, 0.65, 0.65, 0.95, 1.0], [False, True, False, True, True])
+def test_reliability_by_hand() -> None:
+    """Three of fifteen bins: 0.25 (none right), 0.65 twice (1 of 2 right), 0.95 and 1.0 (both right)."""
+    found = measure_reliability([0.25, 0.65, 0.65, 0.95, 1.0], [False, True, False, True, True])
     assert found.expected_error == pytest.approx((0.25 + 2 * 0.15 + 2 * 0.025) / 5)
     assert [b.num_answers for b in found.bins] == [1, 2, 2]
     # The two answers of 0.65 come together.

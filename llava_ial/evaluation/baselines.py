@@ -26,6 +26,7 @@ from llava_ial.models.address_clip import AddressCLIP, load_clip
 ZERO_SHOT = "zero-shot"
 PIXELS, HISTOGRAM, FEATURES = "1-NN pixels", "1-NN histogram", "1-NN untuned features"
 _ROWS_AT_A_TIME = 256
+_PHOTOS_AT_A_TIME = 32
 
 
 @dataclass(frozen=True)
@@ -43,15 +44,13 @@ class Baselines:
         dataset: Its training photos are the neighbours.
         base: Untuned CLIP, by folder or hub name; stage 1 started from it.
         device: For the CLIP.
-        batch_size: Photos at a time.
 
     Raises:
         UserError: ``base`` is no CLIP.
     """
 
-    def __init__(self, dataset: IALDataset, base: str, *, device: str, batch_size: int) -> None:
+    def __init__(self, dataset: IALDataset, base: str, *, device: str) -> None:
         self._dataset = dataset
-        self._batch_size = batch_size
         self._clip = AddressCLIP(load_clip(base)).to(device).eval()
         self._tokenizer = AutoTokenizer.from_pretrained(base)
         self._image_processor = AutoImageProcessor.from_pretrained(base, backend="pil")
@@ -92,8 +91,8 @@ class Baselines:
         readable: list[Sample] = []
         rows: dict[str, list[torch.Tensor]] = {PIXELS: [], HISTOGRAM: [], FEATURES: []}
         with tqdm(total=len(samples), desc=title, unit=" photos") as progress:
-            for start in range(0, len(samples), self._batch_size):
-                part = samples[start : start + self._batch_size]
+            for start in range(0, len(samples), _PHOTOS_AT_A_TIME):
+                part = samples[start : start + _PHOTOS_AT_A_TIME]
                 photos = {i: photo for i, sample in enumerate(part) if (photo := read_photo(self._dataset, sample))}
                 if photos:
                     images = list(photos.values())

@@ -20,6 +20,8 @@ from llava_ial.evaluation.statistics import clustered_rate
 
 TOP_KS = (1, 5)
 _NUM_KEPT = 5
+# Fixed: probabilities differ in their last digits between batches of different sizes, and results must not.
+_PHOTOS_AT_A_TIME = 32
 
 Scores = Callable[[Sequence[Image.Image]], torch.Tensor]
 
@@ -80,7 +82,7 @@ class Ranker:
 
 
 def rank_photos(
-    scores_of: Scores, dataset: IALDataset, samples: Sequence[Sample], *, batch_size: int, title: str = "ranking"
+    scores_of: Scores, dataset: IALDataset, samples: Sequence[Sample], *, title: str = "ranking"
 ) -> list[RankedPhoto]:
     """The places of all photos that can be read.
 
@@ -88,7 +90,6 @@ def rank_photos(
         scores_of: Scores ``(N, C)`` of every candidate for each of some photos.
         dataset: Holds candidates and photos.
         samples: Photos with their true addresses.
-        batch_size: Photos at a time.
         title: Of the progress bar.
 
     Raises:
@@ -97,8 +98,8 @@ def rank_photos(
     ranker = Ranker(dataset)
     ranked: list[RankedPhoto] = []
     with tqdm(total=len(samples), desc=title, unit=" photos") as progress:
-        for start in range(0, len(samples), batch_size):
-            part = samples[start : start + batch_size]
+        for start in range(0, len(samples), _PHOTOS_AT_A_TIME):
+            part = samples[start : start + _PHOTOS_AT_A_TIME]
             readable = [(sample, photo) for sample in part if (photo := read_photo(dataset, sample)) is not None]
             if readable:
                 ranked += ranker.rank([sample for sample, _ in readable], scores_of([photo for _, photo in readable]))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-NUM_BINS = 10
+from llava_ial.calibration import NUM_BINS, calibration_error
 
 
 @dataclass(frozen=True)
@@ -18,12 +18,11 @@ class Bin:
 
 
 @dataclass(frozen=True)
-class Calibration:
+class Reliability:
     """How confidence and being right go together.
 
     Attributes:
-        expected_error: ECE: the mean gap between confidence and accuracy over the bins, weighted by their size
-            (Guo et al. 2017, ten bins of equal width).
+        expected_error: ECE, see ``llava_ial.calibration.calibration_error``.
         bins: The reliability curve; empty bins are left out.
         risk_coverage: ``(coverage, risk)``: of the surest share of the answers, how many are wrong.
         mean_risk: Mean risk over all coverages; small is good.
@@ -37,8 +36,8 @@ class Calibration:
     auroc: float | None
 
 
-def calibrate(confidence: Sequence[float], is_right: Sequence[bool]) -> Calibration:
-    """Calibration of answers.
+def measure_reliability(confidence: Sequence[float], is_right: Sequence[bool]) -> Reliability:
+    """Reliability of answers.
 
     Args:
         confidence: ``(N,)`` from 0 to 1.
@@ -48,8 +47,8 @@ def calibrate(confidence: Sequence[float], is_right: Sequence[bool]) -> Calibrat
         ValueError: No answers.
     """
     if not len(confidence):
-        raise ValueError("calibrate: no answers")
-    sure, right = np.asarray(confidence, dtype=np.float64), np.asarray(is_right, dtype=np.float64)
+        raise ValueError("measure_reliability: no answers")
+    sure, right = np.asarray(confidence, dtype=np.float64), np.asarray(is_right, dtype=bool)
     place = np.minimum((sure * NUM_BINS).astype(int), NUM_BINS - 1)
     bins = [
         Bin(float(sure[place == i].mean()), float(right[place == i].mean()), int((place == i).sum()))
@@ -60,14 +59,14 @@ def calibrate(confidence: Sequence[float], is_right: Sequence[bool]) -> Calibrat
     counts = np.arange(1, len(sure) + 1)
     # Equally sure answers cannot be told apart: a threshold takes all of them or none.
     ends = np.flatnonzero(np.append(np.diff(sure[order]) != 0, True))
-    risks = (1 - right[order]).cumsum()[ends] / counts[ends]
+    risks = (~right[order]).cumsum()[ends] / counts[ends]
     covered = counts[ends] / len(sure)
-    return Calibration(
-        expected_error=sum(b.num_answers * abs(b.confidence - b.accuracy) for b in bins) / len(sure),
+    return Reliability(
+        expected_error=calibration_error(sure, right),
         bins=bins,
         risk_coverage=[(float(c), float(r)) for c, r in zip(covered, risks, strict=True)],
         mean_risk=float((risks * np.diff(covered, prepend=0.0)).sum()),
-        auroc=auroc(sure[right == 1].tolist(), sure[right == 0].tolist()),
+        auroc=auroc(sure[right].tolist(), sure[~right].tolist()),
     )
 
 

@@ -1,0 +1,104 @@
+"""The questions of a split put to a model, with their own photos and, as a control, with others."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from llava_ial.data.dataset import IALDataset, Sample
+from llava_ial.evaluation.generation import Answerer, ask_all
+from llava_ial.evaluation.metrics import AddressMetrics, ScoredAnswer, Truth, score_answer, score_answers, summarise
+from llava_ial.evaluation.places import Places
+from llava_ial.evaluation.questions import Question, QuestionList, with_shuffled_photos
+from llava_ial.gazetteer import Gazetteer
+from llava_ial.geo import GeoPoint
+from llava_ial.prompts import STREET, WHERE
+from llava_ial.records import PredictionRecord
+from serve.evaluate_settings import EvaluateConfig
+
+PREDICTIONS, SHUFFLED = "predictions.jsonl", "predictions_shuffled.jsonl"
+CONTROL_TASKS = (WHERE, STREET)
+
+
+@dataclass(frozen=True)
+class AnswerSet:
+    """Answers to a list of questions and what they are worth."""
+
+    predictions: list[PredictionRecord]
+    scored: list[ScoredAnswer]
+    metrics: AddressMetrics
+
+
+def truths_of(samples: Sequence[Sample]) -> dict[str, Truth]:
+    """What is true of each photo."""
+    return {
+        sample.photo.image_id: Truth(
+            sample.address.address,
+            sample.photo.panorama_id or sample.photo.image_id,
+            sample.address.sub_street_id,
+            GeoPoint(lat=sample.photo.lat, lon=sample.photo.lon),
+        )
+        for sample in samples
+    }
+
+
+class Asking:
+    """Puts questions to a model and scores what it says.
+
+    Args:
+        config: Settings of the evaluation.
+        dataset: Holds photos and candidates.
+        truths: Of the photos of the split.
+        image_file: Where they lie.
+        places: Geometry of the candidates.
+    """
+
+    def __init__(
+        self,
+        config: EvaluateConfig,
+        dataset: IALDataset,
+        truths: Mapping[str, Truth],
+        image_file: Mapping[str, str],
+        places: Places,
+    ) -> None:
+        self._config = config
+        self._gazetteer = Gazetteer([record.address for record in dataset.gallery])
+        self._truths = truths
+        self._image_file = {image_id: dataset.image_file(path) for image_id, path in image_file.items()}
+        self._places = places
+
+    def answers(self, model: Answerer, questions: QuestionList) -> AnswerSet:
+        """All questions with their own photos."""
+        return self._ask(model, questions.asked, PREDICTIONS, "answering")
+
+    def control(self, model: Answerer, questions: QuestionList) -> tuple[AnswerSet | None, int]:
+        """The street questions with shuffled photos, and how many of these photos show the true street."""
+        asked = [question for question in questions.asked if question.task in CONTROL_TASKS]
+        if not self._config.shuffle_photos or not asked or len(self._truths) < 2:
+            return None, 0
+        street_of = {image_id: truth.address.street_key for image_id, truth in self._truths.items()}
+        shuffled = with_shuffled_photos(asked, street_of, self._config.seed)
+        pairs = {(question.image_id, question.shown_image_id) for question in shuffled}
+        num_same = sum(street_of[image] == street_of[shown] for image, shown in pairs)
+        return self._ask(model, shuffled, SHUFFLED, "photos shuffled"), num_same
+
+    def _ask(self, model: Answerer, questions: Sequence[Question], file: str, title: str) -> AnswerSet:
+        predictions = ask_all(
+            model,
+            questions,
+            self._config.output / file,
+            self._image_file,
+            batch_size=self._config.batch_size,
+            max_new_tokens=self._config.max_new_tokens,
+            is_right=self._names_street,
+            title=title,
+        )
+        return self.score(predictions)
+
+    def score(self, predictions: list[PredictionRecord]) -> AnswerSet:
+        """Scores of answers, whoever gave them."""
+        scored = score_answers(predictions, self._truths, self._gazetteer, self._places)
+        metrics = summarise(scored, num_failed=len(predictions) - len(scored), seed=self._config.seed)
+        return AnswerSet(predictions, scored, metrics)
+
+    def _names_street(self, prediction: PredictionRecord) -> bool | None:
+        truth = self._truths[prediction.image_id]
+        return score_answer(prediction, truth, self._gazetteer).scores.get("street_accuracy")

@@ -1,0 +1,110 @@
+"""Everything an evaluation has found out, and the files that say it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from llava_ial.data.dataset import IALDataset, Sample
+from llava_ial.evaluation.analysis import (
+    break_down,
+    placings_of_answers,
+    placings_of_ranking,
+    reliability_of_ranking,
+)
+from llava_ial.evaluation.consistency import consistency
+from llava_ial.evaluation.places import Places
+from llava_ial.evaluation.questions import QuestionList
+from llava_ial.evaluation.ranking import RankedPhoto, ranking_metrics
+from llava_ial.evaluation.report import format_summary
+from llava_ial.evaluation.samples import answers_csv, photos_csv
+from serve.asking import AnswerSet, truths_of
+
+ENCODER = "AddressCLIP"
+
+
+class Results:
+    """What was measured; ``metrics`` is what ``metrics.json`` holds.
+
+    Args:
+        dataset: Whose split is evaluated.
+        samples: Its photos.
+        split: Its name.
+        seed: Of all intervals.
+    """
+
+    def __init__(self, dataset: IALDataset, samples: Sequence[Sample], split: str, seed: int) -> None:
+        self.dataset = dataset
+        self.truths = truths_of(samples)
+        self.places = Places(dataset.gallery)
+        self.ranked: list[RankedPhoto] = []
+        self.answers: AnswerSet | None = None
+        self.control: AnswerSet | None = None
+        self.metrics: dict[str, Any] = {"split": split, "num_photos": len(samples)}
+        self._seed = seed
+
+    @property
+    def num_answers(self) -> int:
+        """Questions that were answered, those of the control with them."""
+        return sum(answers.metrics.num_answers for answers in (self.answers, self.control) if answers)
+
+    @property
+    def num_failed(self) -> int:
+        """Questions without an answer, because of an error."""
+        return sum(answers.metrics.num_failed for answers in (self.answers, self.control) if answers)
+
+    def add_ranking(self, ranked: list[RankedPhoto]) -> None:
+        """The places of the photos by the model's encoder."""
+        self.ranked = ranked
+        self.metrics["ranking"] = self._ranking_metrics(ranked)
+        placings = placings_of_ranking(ranked, self.truths, self.dataset.gallery, self.places)
+        self.metrics["ranking_by_place"] = break_down(placings, seed=self._seed)
+        self.metrics["ranking_reliability"] = reliability_of_ranking(ranked)
+
+    def add_baselines(self, baselines: Mapping[str, list[RankedPhoto]]) -> None:
+        """The places of the photos by baselines."""
+        self.metrics["baselines"] = {name: self._ranking_metrics(ranked) for name, ranked in baselines.items()}
+
+    def add_answers(
+        self, questions: QuestionList, answers: AnswerSet, control: AnswerSet | None, num_same_street: int
+    ) -> None:
+        """What the model said.
+
+        Args:
+            questions: All of the split.
+            answers: To those that were asked.
+            control: With shuffled photos.
+            num_same_street: Photos of the control that show the true street all the same.
+        """
+        self.answers, self.control = answers, control
+        self.metrics["questions"] = {
+            "asked": len(questions.asked),
+            "num_given_away": questions.num_given_away,
+            "num_other_tasks": questions.num_other_tasks,
+        }
+        self.metrics["answers"] = asdict(answers.metrics)
+        agreement = consistency(answers.scored, seed=self._seed)
+        self.metrics["consistency"] = {name: asdict(rate) for name, rate in agreement.items()}
+        if placings := placings_of_answers(answers.scored, self.dataset.gallery):
+            self.metrics["answers_by_place"] = break_down(placings, seed=self._seed)
+        if control:
+            self.metrics["shuffled_photos"] = asdict(control.metrics) | {"num_same_street": num_same_street}
+
+    def summary(self) -> str:
+        """The evaluation in Markdown."""
+        facts = {name: self.metrics[name] for name in ("split", "num_photos")}
+        facts |= {"num_given_away": 0, "num_other_tasks": 0} | self.metrics.get("questions", {})
+        facts["num_same_street"] = self.metrics.get("shuffled_photos", {}).get("num_same_street", 0)
+        rankings = {ENCODER: self.metrics["ranking"], **self.metrics.get("baselines", {})}
+        answers, control = (part.metrics if part else None for part in (self.answers, self.control))
+        return format_summary(answers, control, rankings, facts)
+
+    def tables(self) -> dict[str, str]:
+        """Files with one line per answer and per photo."""
+        files = {"photos.csv": photos_csv(self.ranked, self.dataset.gallery)}
+        if self.answers:
+            files["answers.csv"] = answers_csv(self.answers.predictions, self.answers.scored)
+        return files
+
+    def _ranking_metrics(self, ranked: Sequence[RankedPhoto]) -> dict[str, Any]:
+        num_failed = self.metrics["num_photos"] - len(ranked)
+        return ranking_metrics(ranked, num_failed=num_failed, seed=self._seed)
