@@ -6,8 +6,8 @@ A folder of stage 1 is measured too, by its ranking alone. Beside the answers st
 and "which street" asked again with the photos shuffled among them; a model that looks at its photos fails there.
 
 Written: predictions.jsonl (and predictions_shuffled.jsonl), metrics.json, metrics.md, a line per answer in answers.csv
-and per photo in photos.csv, manifest.json. The same command continues an interrupted evaluation and asks failed
-questions again.
+and per photo in photos.csv, report.html (one file, works from the disk), manifest.json. The same command continues an
+interrupted evaluation and asks failed questions again.
 """
 
 import os
@@ -32,7 +32,7 @@ from serve.evaluate_settings import DTYPES, EvaluateConfig, identity_of, refuse_
 from serve.results import Results
 
 KIND = "evaluation"
-SUMMARY = "metrics.md"
+SUMMARY, REPORT = "metrics.md", "report.html"
 
 
 def main() -> None:
@@ -100,6 +100,8 @@ def _publish(
         write_text(config.output / name, text)
     write_json(config.output / "metrics.json", results.metrics)
     write_text(config.output / SUMMARY, summary)
+    title = f"{config.model.name} on {config.data.name}, split {config.split}"
+    write_text(config.output / REPORT, results.report(title, has_photos=config.photos_in_report))
     run = {"seconds": round(time.time() - started, 1), "batch_size": config.batch_size, "device": config.device}
     write_json(config.output / "run.json", run | {"num_answers": results.num_answers})
     print(f"\n{summary}")
@@ -109,7 +111,7 @@ def _publish(
             "Everything else is measured; the same command asks them again"
         )
     publish_manifest(config.output, KIND, identity, parents=parents, metrics=results.metrics)
-    print(f"complete: {config.output}")
+    print(f"complete: {config.output} (open {config.output / REPORT})")
     return results.metrics
 
 

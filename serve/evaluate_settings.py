@@ -34,6 +34,9 @@ class EvaluateConfig:
             "the one that stage 1 started from"
         },
     )
+    photos_in_report: bool = field(
+        default=True, metadata={"help": "show photos in report.html; without, it can be handed on with no picture"}
+    )
     batch_size: int = field(default=32, metadata={"help": "questions at a time; does not change the answers"})
     max_new_tokens: int = field(default=MAX_NEW_TOKENS, metadata={"help": "most tokens of an answer"})
     seed: int = field(default=0, metadata={"help": "of the shuffled photos and of the intervals"})
@@ -59,7 +62,7 @@ def refuse_impossible(config: EvaluateConfig) -> None:
 def identity_of(config: EvaluateConfig, dataset: IALDataset) -> tuple[dict[str, Any], dict[str, str]]:
     """What decides the answers, and the folders that they are made from."""
     parents = {"data": dataset.identity, "model": file_hash(config.model / MANIFEST)}
-    names = ("split", "tasks", "shuffle_photos", "max_new_tokens", "seed", "baselines")
+    names = ("split", "tasks", "shuffle_photos", "max_new_tokens", "seed", "baselines", "photos_in_report")
     # What "auto" comes to: half of the answers in one type and half in another would be no evaluation.
     dtype = DTYPES[config.dtype] or choose_dtype(choose_device(config.device))
     return {name: getattr(config, name) for name in names} | {"dtype": str(dtype)} | parents, parents

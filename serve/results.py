@@ -12,11 +12,14 @@ from llava_ial.evaluation.analysis import (
     reliability_of_ranking,
 )
 from llava_ial.evaluation.consistency import consistency
+from llava_ial.evaluation.gallery import collect_cases
+from llava_ial.evaluation.html_report import format_html
 from llava_ial.evaluation.places import Places
 from llava_ial.evaluation.questions import QuestionList
 from llava_ial.evaluation.ranking import RankedPhoto, ranking_metrics
 from llava_ial.evaluation.report import format_summary
 from llava_ial.evaluation.samples import answers_csv, photos_csv
+from llava_ial.evaluation.statistics import Rate
 from serve.asking import AnswerSet, truths_of
 
 ENCODER = "AddressCLIP"
@@ -41,6 +44,8 @@ class Results:
         self.control: AnswerSet | None = None
         self.metrics: dict[str, Any] = {"split": split, "num_photos": len(samples)}
         self._seed = seed
+        self._agreement: dict[str, Rate] = {}
+        self._image_path = {sample.photo.image_id: sample.photo.image_path for sample in samples}
 
     @property
     def num_answers(self) -> int:
@@ -82,8 +87,8 @@ class Results:
             "num_other_tasks": questions.num_other_tasks,
         }
         self.metrics["answers"] = asdict(answers.metrics)
-        agreement = consistency(answers.scored, seed=self._seed)
-        self.metrics["consistency"] = {name: asdict(rate) for name, rate in agreement.items()}
+        self._agreement = consistency(answers.scored, seed=self._seed)
+        self.metrics["consistency"] = {name: asdict(rate) for name, rate in self._agreement.items()}
         if placings := placings_of_answers(answers.scored, self.dataset.gallery):
             self.metrics["answers_by_place"] = break_down(placings, seed=self._seed)
         if control:
@@ -96,7 +101,13 @@ class Results:
         facts["num_same_street"] = self.metrics.get("shuffled_photos", {}).get("num_same_street", 0)
         rankings = {ENCODER: self.metrics["ranking"], **self.metrics.get("baselines", {})}
         answers, control = (part.metrics if part else None for part in (self.answers, self.control))
-        return format_summary(answers, control, rankings, facts)
+        return format_summary(answers, control, rankings, facts, self._agreement)
+
+    def report(self, title: str, *, has_photos: bool) -> str:
+        """The evaluation as one HTML file; without photos where they are not to be shown."""
+        files = {name: self.dataset.image_file(path) for name, path in self._image_path.items()} if has_photos else {}
+        cases = collect_cases(self.truths, self.answers.scored if self.answers else [], self.ranked)
+        return format_html(self.metrics, cases, self.dataset.gallery, files, title=title, seed=self._seed)
 
     def tables(self) -> dict[str, str]:
         """Files with one line per answer and per photo."""

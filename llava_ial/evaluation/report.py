@@ -7,20 +7,29 @@ from llava_ial.evaluation.metrics import AddressMetrics
 from llava_ial.evaluation.statistics import Rate
 
 # In this order; a rate that was not measured is left out.
-_LABELS = {
+RATE_LABELS = {
     "street_accuracy": "street named right",
     "sub_street_accuracy": "street and cross streets right",
+    "wrong_block_rate": "right street, wrong block",
+    "adjacent_block_rate": "  of all answers: a block that touches the true one",
     "neighbourhood_accuracy": "neighbourhood right",
     "city_accuracy": "city right",
+    "within_50_m": "at most 50 m from the photo",
+    "within_100_m": "at most 100 m",
+    "within_200_m": "at most 200 m",
     "nonexistent_address_rate": "address is not in the list",
+    "refused_rate": "refused to say",
     "street_question_accuracy": '"which street" right',
     "between_question_accuracy": '"between which streets" right',
     "neighbourhood_question_accuracy": '"which neighbourhood" right',
     "city_question_accuracy": '"which city" right',
     "yes_no_question_accuracy": '"is this ..." right',
+    "yes_no_balanced_accuracy": "  mean of yes and no",
     "yes_recall": "  of those to be answered yes",
     "no_recall": "  of those to be answered no",
     "unparsed_rate": "no answer could be read",
+    "wording_consistency": "two wordings of a question agree",
+    "kinds_consistency": "answers to two kinds of questions agree",
 }
 
 
@@ -29,6 +38,7 @@ def format_summary(
     control: AddressMetrics | None,
     rankings: Mapping[str, Mapping[str, Any]],
     facts: Mapping[str, Any],
+    agreement: Mapping[str, Rate] | None = None,
 ) -> str:
     """The evaluation in Markdown.
 
@@ -36,11 +46,13 @@ def format_summary(
         metrics: Of the answers; None for a model that only ranks.
         control: Of the answers with shuffled photos.
         rankings: ``ranking_metrics`` of the encoder and, behind it, of the baselines.
+        agreement: Rates of ``llava_ial.evaluation.consistency``.
         facts: ``split``, ``num_photos``, ``num_given_away``, ``num_other_tasks``, ``num_same_street``.
     """
     lines = [f"# Evaluation on split `{facts['split']}`", "", *_headline(metrics, control, facts), ""]
     if metrics:
-        rows = [_row(_LABELS[name], metrics.rates[name]) for name in _LABELS if name in metrics.rates]
+        rates = {**metrics.rates, **(agreement or {})}
+        rows = [_row(label, rates[name]) for name, label in RATE_LABELS.items() if name in rates]
         if control and "street_accuracy" in control.rates:
             rows.append(_row("photos shuffled: street named right", control.rates["street_accuracy"]))
         lines += _table(["of the answers", "share", "95 % interval", "answers", "panoramas"], rows)
@@ -81,6 +93,14 @@ def _counts(metrics: AddressMetrics, control: AddressMetrics | None, facts: Mapp
         f"- {metrics.num_failed + (control.num_failed if control else 0)} failed (no answer; scored nowhere)",
         f"- {facts['num_given_away']} questions left out: an earlier turn of their dialogue holds the answer",
     ]
+    if metrics.distance_m:
+        lines.append(
+            f"- from the photo to what was named: median {metrics.distance_m['median']:,.0f} m, nine of ten within "
+            f"{metrics.distance_m['p90']:,.0f} m ({metrics.distance_m['num_located']:.0f} answers name something of "
+            "the map)"
+        )
+    if visible := metrics.smallest_visible.get("street_accuracy"):
+        lines.append(f"- a difference of {100 * visible:.1f} points in the street would show with these photos")
     if facts["num_other_tasks"]:
         lines.append(f"- {facts['num_other_tasks']} questions of other kinds left out, as asked")
     if facts["num_same_street"]:
