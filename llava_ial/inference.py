@@ -120,15 +120,14 @@ class AddressPredictor:
 
     def locate_batch(self, photos: Sequence[Photo], top_k: int = 5) -> list[list[Candidate]]:
         """``locate`` for several photos at once."""
-        best = self.probabilities(photos).sort(dim=1, descending=True, stable=True)
-        found = []
-        for values, classes in zip(best.values[:, :top_k].tolist(), best.indices[:, :top_k].tolist(), strict=True):
-            records = [self.gallery[c] for c in classes]
-            found.append([
-                Candidate(record.spoken, record.sub_street_id, value, record.address)
-                for record, value in zip(records, values, strict=True)
-            ])  # fmt: skip
-        return found
+        return [self.rank(row, top_k) for row in self.probabilities(photos)]
+
+    def rank(self, probabilities: torch.Tensor, top_k: int = 5) -> list[Candidate]:
+        """The candidates with the highest of ``(C,)`` probabilities, best first."""
+        best = probabilities.sort(descending=True, stable=True)
+        pairs = zip(best.indices[:top_k].tolist(), best.values[:top_k].tolist(), strict=True)
+        found = [(self.gallery[row], value) for row, value in pairs]
+        return [Candidate(record.spoken, record.sub_street_id, value, record.address) for record, value in found]
 
     def probabilities(self, photos: Sequence[Photo]) -> torch.Tensor:
         """Of every candidate address for every photo, ``(N, C)`` float32 on the CPU; rows sum to one.
@@ -138,8 +137,12 @@ class AddressPredictor:
         Raises:
             UserError: A photo cannot be read.
         """
+        return self.to_probabilities(self.cosines(photos))
+
+    def to_probabilities(self, cosines: torch.Tensor) -> torch.Tensor:
+        """Probabilities of candidates, rows of ``(..., C)``, from the cosines with them."""
         temperature = self.calibration.temperature if self.calibration else 1.0
-        return (self.logit_scale / temperature * self.cosines(photos)).softmax(dim=1)
+        return (self.logit_scale / temperature * cosines).softmax(dim=-1)
 
     @property
     def logit_scale(self) -> float:

@@ -100,19 +100,23 @@ class LabelPlacer:
                 continue
             num_discs = max(1, math.ceil(length / height))
             steps = (np.arange(num_discs) - (num_discs - 1) / 2) * height
-            discs = np.array([x, y]) + steps[:, None] * np.array([math.cos(angle), math.sin(angle)])
-            if (level > LEVELS[0] or not _is_cut(discs, *view)) and self._is_free(discs, height, unit, level):
-                for later in LEVELS[LEVELS.index(level) :]:  # whatever stands at a level also stands at closer ones
-                    self._discs[later].append(self._shrunk(discs, x, y, level / later))
-                label = Label(street.name, x, y, math.degrees(angle), level, street.is_strong)
-                self._placed.setdefault(street.name, []).append(label)
-                return label
+            row = steps[:, None] * np.array([math.cos(angle), math.sin(angle)])
+            # A street that stands out is named beside it where there is no room on it.
+            for aside in (0.0, 1.3, -1.3) if street.is_strong else (0.0,):
+                px, py = x - aside * height * math.sin(angle), y + aside * height * math.cos(angle)
+                discs = np.array([px, py]) + row
+                if (level > LEVELS[0] or not _is_cut(discs, *view)) and self._is_free(discs, height, unit, level):
+                    label = Label(street.name, px, py, math.degrees(angle), level, street.is_strong)
+                    self._keep(label, discs)
+                    return label
         return None
 
-    @staticmethod
-    def _shrunk(discs: FloatArray, x: float, y: float, factor: float) -> FloatArray:
-        """The same label at a closer level, where it covers less ground."""
-        return discs * factor + np.array([x, y]) * (1.0 - factor)
+    def _keep(self, label: Label, discs: FloatArray) -> None:
+        """Whatever stands at a level also stands at closer ones, where it covers less ground."""
+        self._placed.setdefault(label.text, []).append(label)
+        middle = np.array([label.x, label.y])
+        for later in LEVELS[LEVELS.index(label.level) :]:
+            self._discs[later].append(middle + (discs - middle) * (label.level / later))
 
     def _is_free(self, discs: FloatArray, height: float, unit: float, level: int) -> bool:
         for x, y, radius_px in self._blocks:

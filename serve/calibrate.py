@@ -24,8 +24,7 @@ from llava_ial.inference import AddressPredictor, choose_device
 from llava_ial.manifest import read_manifest
 from llava_ial.models.llava import ADDRESS_CLIP_KIND
 from llava_ial.models.llava_folder import ADDRESS_CLIP
-
-PHOTO_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+from serve.examples import find_photos
 
 
 @dataclass
@@ -70,18 +69,6 @@ def main() -> None:
     save_calibration(folder, result, manifest)
     for name, value in dataclasses.asdict(result).items():
         print(f"{name:20} {value}")
-
-
-def find_photos(folder: Path) -> list[Path]:
-    """The photos of a folder and of its folders, by name.
-
-    Raises:
-        UserError: No folder, or no photo in it.
-    """
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PHOTO_SUFFIXES)
-    if not found:
-        raise UserError(f"{folder}: no photos here ({', '.join(PHOTO_SUFFIXES)})")
-    return found
 
 
 def _cosines(predictor: AddressPredictor, photos: list[Path], batch_size: int) -> torch.Tensor:

@@ -1,9 +1,10 @@
 """The chat: a page on which a photo goes in and its address comes out, and on which one can go on asking.
 
-    python -m serve.chat --model runs/demo/stage2
+    python -m serve.chat --model runs/demo/stage2 --examples runs/demo/data
     python -m serve.chat --model runs/demo/stage2 --host 0.0.0.0 --port 8080      open to the whole network
 
-Without --model it opens the model that `make demo` has made. Ctrl-C ends it and deletes what was uploaded.
+Without --model it opens the model that `make demo` has made. Ctrl-C ends it and deletes what was uploaded. Programs ask
+the same server: docs/serving.md.
 """
 
 import os
@@ -12,23 +13,36 @@ os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count() or 1))  # read once,
 # Read when Gradio is imported: no statistics leave this computer.
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
+import importlib.util
 import signal
 import socket
+import sys
 import tempfile
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import gradio as gr
+import torch
+from PIL import Image
 from transformers.utils import logging as transformers_logging
 
 from llava_ial.config import parse_config
+from llava_ial.conversation import user_question
 from llava_ial.errors import UserError, run_command
 from llava_ial.inference import AddressPredictor, choose_device
 from llava_ial.manifest import MANIFEST
-from serve.page import ChatPage
+from llava_ial.street_map import pan_and_zoom_script
+from serve import texts
+from serve.api import add_probes
+from serve.examples import find_examples
+from serve.logins import load_logins
+from serve.page import ChatPage, PageOptions
+from serve.uploads import Uploads
 
-DEMO_MODEL = Path("runs/demo/stage2")
+DEMO_MODEL, DEMO_DATA = Path("runs/demo/stage2"), Path("runs/demo/data")
+DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MAX_UPLOAD = "64mb"
 STYLE = Path(__file__).with_name("page.css")
 # Bold and not semibold: Gradio 6.31 ships a semibold of this font in which most letters are missing.
@@ -46,21 +60,84 @@ class ChatConfig:
     port: int = field(default=7860, metadata={"help": "port to listen at"})
     base: str | None = field(default=None, metadata={"help": "where the model's base is now, if it was moved"})
     device: str = field(default="auto", metadata={"help": "cpu, cuda, cuda:1 ...; auto takes a GPU where there is one"})
+    dtype: str = field(
+        default="auto",
+        metadata={"help": f"of LLaVA's weights: {', '.join(DTYPES)}"},
+    )
+    examples: Path | None = field(
+        default=None,
+        metadata={"help": "photos to try: a folder of them, or a data set, whose test split is taken"},
+    )
+    tiles: str = field(
+        default="",
+        metadata={"help": "online background of the map, https://host/{z}/{x}/{y}.png say; its server learns which "
+                  "part of town a visitor looks at; none by default"},
+    )  # fmt: skip
+    auth: Path | None = field(
+        default=None, metadata={"help": "file of logins, a line each; `python -m serve.logins --name NAME` prints one"}
+    )
+    root_path: str = field(default="", metadata={"help": "path under which a reverse proxy serves the page, /chat say"})
+    share: bool = field(
+        default=False,
+        metadata={"help": "open a public tunnel through gradio.live, whose operator sees the traffic"},
+    )
+    mcp: bool = field(default=False, metadata={"help": "also serve `locate` and `ask` as tools of an MCP server"})
+    time_limit_s: float = field(default=120.0, metadata={"help": "an answer that takes longer is cut off"})
+    max_waiting: int = field(default=64, metadata={"help": "visitors in the queue; more are told that it is full"})
 
 
 def main() -> None:
     """Reads the settings, loads the model, serves until Ctrl-C."""
     (config,) = parse_config(ChatConfig, description=__doc__ or "")
+    refuse_bad_settings(config)
     refuse_busy_port(config.host, config.port)
+    logins = load_logins(config.auth) if config.auth else None
+    examples = choose_examples(config)
     predictor = load_predictor(config)
+    warm_up(predictor)
+    if config.share:
+        print(texts.SHARE_WARNING, file=sys.stderr)
     with tempfile.TemporaryDirectory(prefix="llava-ial-uploads-") as uploads:
-        page = launch(predictor, config.host, config.port, Path(uploads))
+        options = PageOptions(examples, config.tiles, config.max_waiting, config.time_limit_s)
+        page = launch(predictor, config, Path(uploads), options, logins)
         print(f"\nThe chat is open at http://{config.host}:{config.port} (Ctrl-C ends it)", flush=True)
         try:
             wait_for_end()
         finally:
             page.close(verbose=False)
     print("The chat is closed; uploads are deleted.")
+
+
+def refuse_bad_settings(config: ChatConfig) -> None:
+    """Checks what needs no model.
+
+    Raises:
+        UserError: Names the setting.
+    """
+    if config.dtype not in DTYPES:
+        raise UserError(f"--dtype {config.dtype}: one of {', '.join(DTYPES)}")
+    if config.time_limit_s <= 0 or config.max_waiting < 1:
+        raise UserError("--time_limit_s must be above 0 and --max_waiting at least 1")
+    if config.tiles and not (config.tiles.startswith("https://") and all(f"{{{k}}}" in config.tiles for k in "zxy")):
+        raise UserError(f"--tiles {config.tiles}: an https address with {{z}}, {{x}} and {{y}}")
+    if config.root_path and not config.root_path.startswith("/"):
+        raise UserError(f"--root_path {config.root_path}: begins with /")
+    if config.mcp and importlib.util.find_spec("mcp") is None:
+        raise UserError("--mcp needs the package mcp: pip install 'llava-ial[mcp]'")
+
+
+def choose_examples(config: ChatConfig) -> list[Path]:
+    """The photos that the page offers: those of the demo where its model is opened and no others are named."""
+    if config.examples is not None:
+        return find_examples(config.examples)
+    return find_examples(DEMO_DATA) if config.model is None and (DEMO_DATA / MANIFEST).is_file() else []
+
+
+def warm_up(predictor: AddressPredictor) -> None:
+    """Looks at a grey picture once, so that the first visitor does not wait for what every first answer needs."""
+    grey = Image.new("RGB", (64, 64), (128, 128, 128))
+    predictor.locate(grey)
+    next(predictor.stream([user_question(texts.DEFAULT_QUESTION)], grey, max_new_tokens=2), None)
 
 
 def load_predictor(config: ChatConfig) -> AddressPredictor:
@@ -73,27 +150,41 @@ def load_predictor(config: ChatConfig) -> AddressPredictor:
     if config.model is None and not (folder / MANIFEST).is_file():
         raise UserError(f"no --model given and {folder} does not exist; run `make demo` first, or name a model")
     transformers_logging.disable_progress_bar()
-    predictor = AddressPredictor.from_pretrained(folder, base=config.base, device=choose_device(config.device))
+    predictor = AddressPredictor.from_pretrained(
+        folder, base=config.base, device=choose_device(config.device), dtype=DTYPES[config.dtype]
+    )
     if not predictor.can_answer:
         raise UserError(f"--model {folder} is a folder of stage 1, which does not talk; name one of stage 2")
     return predictor
 
 
-def launch(predictor: AddressPredictor, host: str, port: int, uploads: Path) -> gr.Blocks:
+def launch(
+    predictor: AddressPredictor,
+    config: ChatConfig,
+    uploads: Path,
+    options: PageOptions,
+    logins: Callable[[str, str], bool] | None = None,
+) -> gr.Blocks:
     """Opens the page in a thread of its own; ``close`` of what is returned ends it.
 
     Args:
         predictor: Answers.
-        host: Address to listen at.
-        port: Port to listen at.
+        config: Where to listen, and how.
         uploads: Folder for uploaded photos.
+        options: What the page offers.
+        logins: Says whether a name and a password belong together; None lets everybody in.
     """
     os.environ["GRADIO_TEMP_DIR"] = str(uploads)
-    page = ChatPage(predictor).build()
-    page.launch(
-        server_name=host,
-        server_port=port,
-        share=False,
+    gr.set_static_paths(list(options.examples))  # served where they lie, and not deleted with what visitors uploaded
+    chat = ChatPage(predictor, Uploads(uploads), options)
+    page = chat.build()
+    app, _, _ = page.launch(
+        server_name=config.host,
+        server_port=config.port,
+        root_path=config.root_path or None,
+        share=config.share,
+        auth=logins,
+        mcp_server=config.mcp,
         prevent_thread_lock=True,
         quiet=True,
         max_file_size=MAX_UPLOAD,
@@ -104,7 +195,9 @@ def launch(predictor: AddressPredictor, host: str, port: int, uploads: Path) -> 
             primary_hue="teal", neutral_hue="slate", radius_size="md", font=[FONT, "system-ui", "sans-serif"]
         ),
         css_paths=[STYLE],
+        head=f"<script>{pan_and_zoom_script()}</script>",
     )
+    add_probes(app, chat.talker)
     return page
 
 

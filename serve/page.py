@@ -1,35 +1,46 @@
-"""The page of the chat: a photo, a conversation about it, and the encoder's candidates beside it."""
+"""The page of the chat: photos, a conversation about them, and candidates and map beside it."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
-from llava_ial.conversation import Message, user_question
 from llava_ial.errors import UserError
-from llava_ial.gazetteer import Gazetteer
-from llava_ial.inference import AddressPredictor, Candidate
-from llava_ial.prompts import BETWEEN, CITY, NEIGHBOURHOOD, STREET, format_piece
-from llava_ial.records import GalleryRecord
+from llava_ial.inference import AddressPredictor
 from serve import texts
+from serve.about import about_text, answerable_tasks
+from serve.api import Api
+from serve.metrics import WHY
+from serve.places import Places, answer_address
+from serve.talk import FAILURES, MAX_QUESTION_CHARACTERS, Talk, Talker, Turn, sentence
+from serve.uploads import Uploads
+from serve.why import attribute
 
-NUM_CANDIDATES = 5
 # Uploads: looked at every minute, deleted when an hour old.
 DELETE_CACHE_S = (60, 3600)
-# One answer at a time; more visitors than this wait in the queue, still more are told that the page is busy.
-MAX_WAITING = 32
-MAX_QUESTION_CHARACTERS = 1000
+HIDDEN: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
+# One answer at a time.
+ON_MODEL: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
 
 
-@dataclass
-class Talk:
-    """A conversation about one photo, kept for one visitor."""
+@dataclass(frozen=True)
+class PageOptions:
+    """What the page offers.
 
-    messages: list[Message] = field(default_factory=list)
-    candidates: list[Candidate] = field(default_factory=list)
+    Attributes:
+        examples: Photos to try.
+        tiles: Address of an online background of the map; "" for none.
+        max_waiting: More visitors than this are told that the page is busy.
+        time_limit_s: Longest time for an answer.
+    """
+
+    examples: Sequence[Path] = field(default_factory=tuple)
+    tiles: str = ""
+    max_waiting: int = 64
+    time_limit_s: float = 120.0
 
 
 class ChatPage:
@@ -37,215 +48,261 @@ class ChatPage:
 
     Args:
         predictor: A model that can answer.
+        uploads: Where the photos of visitors lie.
+        options: What is offered.
     """
 
-    def __init__(self, predictor: AddressPredictor) -> None:
+    def __init__(
+        self, predictor: AddressPredictor, uploads: Uploads | None = None, options: PageOptions | None = None
+    ) -> None:
         self._predictor = predictor
-        self._gazetteer = Gazetteer([record.address for record in predictor.gallery])
-        cities = {record.address.city for record in predictor.gallery} - {""}
-        self.city = cities.pop() if len(cities) == 1 else texts.ANY_CITY
-        self.follow_ups = [texts.FOLLOW_UPS[task] for task in _known_facts(predictor.gallery)]
+        self._uploads = uploads
+        self.options = options or PageOptions()
+        self.talker = Talker(predictor, time_limit_s=self.options.time_limit_s)
+        self.places = Places(predictor.gallery, tiles=self.options.tiles)
+        self.follow_ups = [texts.FOLLOW_UPS[task] for task in answerable_tasks(predictor.gallery)]
 
     def build(self) -> gr.Blocks:
         """The page, ready to be launched."""
         with gr.Blocks(title=texts.TITLE, analytics_enabled=False, delete_cache=DELETE_CACHE_S) as page:
-            gr.Markdown(f"# {texts.TITLE}\n{texts.SUBTITLE.format(city=self.city)}", elem_id="header")
-            talk = gr.State(Talk())
+            gr.Markdown(f"# {texts.TITLE}\n{texts.SUBTITLE.format(city=self.talker.city)}", elem_id="header")
+            talk = gr.State(Talk(), time_to_live=DELETE_CACHE_S[1])
             with gr.Row(elem_id="layout"):
                 with gr.Column(elem_id="photo-area"):
-                    photo = gr.Image(
-                        label=texts.PHOTO, alt_text=texts.PHOTO_ALT, type="filepath", height=300,
-                        sources=["upload", "webcam", "clipboard"], buttons=["fullscreen"], elem_id="photo",
-                    )  # fmt: skip
-                    # Gradio would open the file itself and fail in its own words; the project's reader judges it.
-                    photo.preprocess = lambda payload: payload.path if payload else None
+                    photo, more, examples = self._photo_area()
+                    check = gr.Checkbox(label=texts.CHECK, info=texts.CHECK_HINT, elem_id="check")
+                    position = gr.HTML("", elem_id="position")
                 with gr.Column(elem_id="talk-area"):
-                    chat = gr.Chatbot(
-                        label=texts.CHAT, placeholder=texts.CHAT_EMPTY, height=400, render_markdown=False,
-                        layout="bubble", buttons=[], elem_id="chat",
-                    )  # fmt: skip
-                    with gr.Row(elem_id="follow-ups"):
-                        follow_ups = [gr.Button(text, size="sm") for text in self.follow_ups]
-                    question = gr.Textbox(
-                        texts.DEFAULT_QUESTION, label=texts.QUESTION, placeholder=texts.QUESTION_HINT, lines=1,
-                        max_lines=4, max_length=MAX_QUESTION_CHARACTERS, submit_btn=texts.ASK, elem_id="question",
-                    )  # fmt: skip
-                    with gr.Row(elem_id="controls"):
-                        stop = gr.Button(texts.STOP, interactive=False, size="sm", elem_id="stop")
-                        clear = gr.Button(texts.CLEAR, size="sm", elem_id="clear")
+                    status = gr.HTML(_status(""), elem_id="status")
+                    chat, question, stop, clear, follow_ups, measured = self._talk_area()
+                    why = gr.HTML("", elem_id="why")
                 with gr.Column(elem_id="places-area"):
-                    places = gr.HTML(self.format_candidates(Talk()), elem_id="places")
+                    places = gr.HTML(self.places.candidates(None, None), elem_id="places")
+                    street_map = gr.HTML(self.places.map(None, None), elem_id="map")
+                    find = gr.Textbox(
+                        label=texts.FIND, placeholder=texts.FIND_HINT, max_lines=1, max_length=MAX_QUESTION_CHARACTERS,
+                        submit_btn=texts.FIND_BUTTON, elem_id="find",
+                    )  # fmt: skip
                     with gr.Accordion(texts.ABOUT, open=False):
-                        gr.Markdown(texts.ABOUT_TEXT.format(count=len(self._predictor.gallery), city=self.city))
-            shown = [talk, chat, places, question, stop]
-            on_model = {"concurrency_id": "model", "concurrency_limit": 1}
-            hidden = {"api_visibility": "private", "show_progress": "hidden"}
-            running = [photo.upload(self.start, [photo, question], shown, **hidden, **on_model)]
-            running.append(question.submit(self.ask, [photo, question, talk], shown, **hidden, **on_model))
-            running += [
-                button.click(self.ask, [photo, button, talk], shown, **hidden, **on_model) for button in follow_ups
+                        gr.Markdown(about_text(self._predictor, self.talker.city, self.options.tiles))
+            shown = [talk, chat, places, street_map, question, stop, status, position, why]
+            asked = [photo, more, question, check]
+            running = [
+                trigger(self.start, asked, shown, **HIDDEN, **ON_MODEL) for trigger in (photo.upload, more.change)
             ]
-            stop.click(lambda: gr.Button(interactive=False), None, stop, cancels=running, queue=False, **hidden)
+            if examples is not None:
+                chosen = examples.select(self.choose_example, None, [photo, more], **HIDDEN)
+                running += [chosen, chosen.then(self.start, asked, shown, **HIDDEN, **ON_MODEL)]
+            running.append(question.submit(self.follow_up, [talk, question, check], shown, **HIDDEN, **ON_MODEL))
+            running += [b.click(self.follow_up, [talk, b, check], shown, **HIDDEN, **ON_MODEL) for b in follow_ups]
+            running += [
+                button.click(act, [talk, check], shown, **HIDDEN, **ON_MODEL)
+                for button, act in zip(measured, (self.how_sure, self.what_else, self.why), strict=True)
+            ]
+            running.append(chat.retry(self.again, [talk, check], shown, **HIDDEN, **ON_MODEL))
+            running.append(chat.edit(self.edit, [talk, check], shown, **HIDDEN, **ON_MODEL))
+            running.append(find.submit(self.find, [talk, find], [street_map, status], **HIDDEN, **ON_MODEL))
+            stop.click(lambda: gr.Button(interactive=False), None, stop, cancels=running, queue=False, **HIDDEN)
             for trigger in (clear.click, photo.clear):
-                trigger(self.reset, None, [photo, *shown], cancels=running, queue=False, **hidden)
-            chat.clear(self.forget, talk, shown, cancels=running, queue=False, **hidden)
-            self._add_api(photo, question, on_model)
-        page.queue(max_size=MAX_WAITING)
+                trigger(self.reset, None, [photo, more, *shown], cancels=running, queue=False, **HIDDEN)
+            chat.clear(self.forget, talk, shown, cancels=running, queue=False, **HIDDEN)
+            check.change(self.check_position, [talk, check], position, queue=False, **HIDDEN)
+            if self._uploads is not None:
+                page.unload(self._uploads.forget_visitor)
+            Api(self.talker).add(photo, question, ON_MODEL)
+        page.queue(max_size=self.options.max_waiting)
         return page
 
-    def _add_api(self, photo: gr.Image, question: gr.Textbox, on_model: dict[str, Any]) -> None:
-        """Two end points for programs: the same inputs as on the page, plain values as output."""
-        answer, candidates = gr.Textbox(visible=False), gr.JSON(visible=False)
-        for function, inputs, output in (
-            (self.answer_api, [photo, question], answer),
-            (self.locate_api, [photo], candidates),
-        ):
-            name = function.__name__.removesuffix("_api")
-            gr.Button(visible=False).click(function, inputs, output, api_name=name, **on_model)
+    def _photo_area(self) -> tuple[gr.Image, gr.File, gr.Gallery | None]:
+        photo = gr.Image(
+            label=texts.PHOTO, alt_text=texts.PHOTO_ALT, type="filepath", height=280,
+            sources=["upload", "webcam", "clipboard"], buttons=["fullscreen"], elem_id="photo",
+        )  # fmt: skip
+        # Gradio would open the file itself and fail in its own words; the project's reader judges it.
+        photo.preprocess = lambda payload: payload.path if payload else None
+        examples = None
+        if self.options.examples:
+            examples = gr.Gallery(
+                [(str(p), texts.EXAMPLE_LABEL.format(number=i + 1)) for i, p in enumerate(self.options.examples)],
+                label=texts.EXAMPLES, columns=3, rows=2, height="auto", object_fit="cover", allow_preview=False,
+                interactive=False, buttons=[], elem_id="examples",
+            )  # fmt: skip
+        with gr.Accordion(texts.MORE_PHOTOS, open=False):
+            gr.Markdown(texts.MORE_PHOTOS_HINT)
+            more = gr.File(
+                label=texts.MORE_PHOTOS, file_count="multiple", file_types=["image"], height=120, elem_id="more"
+            )
+        return photo, more, examples
 
-    def start(self, photo: str | None, question: str) -> Iterator[tuple[Any, ...]]:
-        """A new photo: its candidates at once, then the answer to the question, word by word."""
-        talk = Talk()
+    def _talk_area(self) -> tuple[gr.Chatbot, gr.Textbox, gr.Button, gr.Button, list[gr.Button], list[gr.Button]]:
+        chat = gr.Chatbot(
+            label=texts.CHAT, placeholder=texts.CHAT_EMPTY, height=380, render_markdown=False, layout="bubble",
+            buttons=["copy"], editable="user", elem_id="chat",
+        )  # fmt: skip
+        with gr.Row(elem_id="follow-ups"):
+            follow_ups = [gr.Button(text, size="sm") for text in self.follow_ups]
+            measured = [gr.Button(text, size="sm") for text in (texts.ASK_HOW_SURE, texts.ASK_WHAT_ELSE, texts.ASK_WHY)]
+        question = gr.Textbox(
+            texts.DEFAULT_QUESTION, label=texts.QUESTION, placeholder=texts.QUESTION_HINT, lines=1, max_lines=4,
+            max_length=MAX_QUESTION_CHARACTERS, submit_btn=texts.ASK, elem_id="question",
+        )  # fmt: skip
+        with gr.Row(elem_id="controls"):
+            stop = gr.Button(texts.STOP, interactive=False, size="sm", elem_id="stop")
+            clear = gr.Button(texts.CLEAR, size="sm", elem_id="clear")
+        return chat, question, stop, clear, follow_ups, measured
+
+    def start(
+        self,
+        photo: str | None,
+        more: list[str] | None,
+        question: str,
+        check: bool = False,
+        request: gr.Request | None = None,
+    ) -> Iterator[tuple[Any, ...]]:
+        """New photos: their candidates at once, then the answer to the question, word by word."""
+        photos = [Path(p) for p in [photo, *(more or [])] if p]
+        if self._uploads is not None and request is not None:
+            self._uploads.remember(request.session_hash or "", photos)
+        talk = Talk(photos)
+        status = texts.STATUS_TOGETHER.format(count=len(photos)) if len(photos) > 1 else texts.STATUS_NEW
         try:
-            talk.candidates = self._predictor.locate(_photo_path(photo), NUM_CANDIDATES)
-        except (UserError, RuntimeError) as error:
-            yield self._show(talk, error=_sentence(error, photo))
+            talk.finding = self.talker.look(photos)
+        except FAILURES as error:
+            yield self._show(Talk(), error=sentence(error, photos))
             return
-        yield from self.ask(photo, question or texts.DEFAULT_QUESTION, talk)
+        yield self._show(talk, is_running=True, status=status)
+        yield from self.follow_up(talk, question or texts.DEFAULT_QUESTION, check)
 
-    def ask(self, photo: str | None, question: str, talk: Talk) -> Iterator[tuple[Any, ...]]:
+    def follow_up(self, talk: Talk, question: str, check: bool = False) -> Iterator[tuple[Any, ...]]:
         """The answer to a question, word by word; what went wrong is said in the conversation and not kept."""
-        before = _finished(talk.messages)
+        before = talk.finished()
         try:
-            asked = self._as_message(question, is_first=not before)
-            talk.messages = [*before, asked, Message("assistant", "")]
-            yield self._show(talk, is_running=True)
-            for piece in self._predictor.stream([*before, asked], _photo_path(photo)):
-                talk.messages[-1] = Message("assistant", talk.messages[-1].content + piece)
-                yield self._show(talk, is_running=True)
-            yield self._show(talk)
-        except (UserError, RuntimeError) as error:
-            talk.messages = before
-            yield self._show(talk, error=_sentence(error, photo))
+            for _ in self.talker.ask(talk, question):
+                yield self._show(talk, is_running=True, only_talk=True)
+            yield self._show(talk, position=self.check_position(talk, check))
+        except FAILURES as error:
+            talk.turns = before
+            yield self._show(talk, error=sentence(error, talk.photos))
+
+    def again(self, talk: Talk, check: bool, event: gr.RetryData) -> Iterator[tuple[Any, ...]]:
+        """The question of an answer once more; what was said after it is forgotten."""
+        yield from self._ask_from(talk, event.index, None, check)
+
+    def edit(self, talk: Talk, check: bool, event: gr.EditData) -> Iterator[tuple[Any, ...]]:
+        """Another question in the place of an earlier one; what was said after it is forgotten."""
+        yield from self._ask_from(talk, event.index, str(event.value), check)
+
+    def how_sure(self, talk: Talk, check: bool = False) -> Iterator[tuple[Any, ...]]:
+        """The probabilities of what was answered, in words."""
+        yield from self._measure(talk, self.talker.how_sure)
+
+    def what_else(self, talk: Talk, check: bool = False) -> Iterator[tuple[Any, ...]]:
+        """The candidates that were not answered, in words."""
+        yield from self._measure(talk, self.talker.what_else)
+
+    def why(self, talk: Talk, check: bool = False) -> Iterator[tuple[Any, ...]]:
+        """The first photo with the regions that carried the answer marked."""
+        talk.turns = talk.finished()
+        try:
+            if talk.finding is None:
+                raise UserError(texts.NO_PHOTO)
+            turn = Turn(texts.ASK_WHY, is_measured=True)
+            talk.turns.append(turn)
+            yield self._show(talk, is_running=True, only_talk=True)
+            row, address = answer_address(talk.finding, self.talker.agreement(talk), self._predictor.gallery)
+            with self.talker.metrics.measure(WHY):
+                found = attribute(self._predictor, talk.photos[0], row)
+            turn.answer = texts.WHY if found.marked() else texts.WHY_NOTHING
+            yield self._show(talk, why=self.places.why(found, address))
+        except FAILURES as error:
+            talk.turns = talk.finished()
+            yield self._show(talk, error=sentence(error, talk.photos))
+
+    def find(self, talk: Talk, text: str) -> tuple[Any, Any]:
+        """The map with how well photo and text fit each street."""
+        if talk.finding is None or not text.strip():
+            return gr.skip(), _status(texts.NO_QUESTION if talk.finding else texts.NO_PHOTO)
+        fit, label = self.talker.fit_text(talk.finding, text.strip()[:MAX_QUESTION_CHARACTERS])
+        return self.places.heat(fit, label), _status(label)
+
+    def choose_example(self, event: gr.SelectData) -> tuple[str, None]:
+        """An example becomes the photo."""
+        return str(self.options.examples[int(event.index)]), None
 
     def reset(self) -> tuple[Any, ...]:
         """The page as it was at the beginning."""
-        talk = Talk()
-        stop = gr.Button(interactive=False)
-        return None, talk, [], self.format_candidates(talk), texts.DEFAULT_QUESTION, stop
+        talk, *rest = self._show(Talk(), position="", why="")
+        rest[3] = texts.DEFAULT_QUESTION
+        return None, None, talk, *rest
 
     def forget(self, talk: Talk) -> tuple[Any, ...]:
-        """The same photo, nothing asked yet."""
-        return self._show(Talk(candidates=talk.candidates))
+        """The same photos, nothing asked yet."""
+        return self._show(Talk(talk.photos, finding=talk.finding), why="")
 
-    def locate_api(self, photo: str | None) -> list[dict[str, Any]]:
-        """The most likely addresses of a photo, best first."""
+    def check_position(self, talk: Talk, is_wanted: bool) -> str:
+        """Where the photo itself says that it was taken; "" unless the visitor asked for it."""
+        if not is_wanted or not talk.photos or not talk.finished():
+            return ""
+        agreement = self.talker.agreement(talk)
         try:
-            candidates = self._predictor.locate(_photo_path(photo), NUM_CANDIDATES)
-        except (UserError, RuntimeError) as error:
-            raise gr.Error(_sentence(error, photo), print_exception=False) from None
-        return [{"address": c.address_text, "probability": c.probability} for c in candidates]
+            said = self.places.check_position(talk.photos[0], agreement.pieces if agreement else [])
+        except FileNotFoundError:
+            said = texts.PHOTO_GONE
+        return _status(said)
 
-    def answer_api(self, photo: str | None, question: str) -> Iterator[str]:
-        """The answer to one question about a photo, as far as it has been generated."""
-        text = ""
+    def _ask_from(self, talk: Talk, index: int | Any, question: str | None, check: bool) -> Iterator[tuple[Any, ...]]:
+        """Asks again from a message of the conversation on, given by its place in what is shown."""
+        number = [turn for _, turn in _bubbles(talk.turns)][int(index)]
+        turn = talk.turns[number]
+        talk.turns = talk.turns[:number]
+        if question is None and turn.is_measured:
+            act = {texts.ASK_HOW_SURE: self.how_sure, texts.ASK_WHAT_ELSE: self.what_else}.get(turn.question, self.why)
+            yield from act(talk, check)
+            return
+        yield from self.follow_up(talk, turn.question if question is None else question, check)
+
+    def _measure(self, talk: Talk, act: Callable[[Talk], None]) -> Iterator[tuple[Any, ...]]:
         try:
-            asked = self._as_message(question, is_first=True)
-            for piece in self._predictor.stream([asked], _photo_path(photo)):
-                text += piece
-                yield text
-        except (UserError, RuntimeError) as error:
-            raise gr.Error(_sentence(error, photo), print_exception=False) from None
+            act(talk)
+            yield self._show(talk)
+        except FAILURES as error:
+            yield self._show(talk, error=sentence(error, talk.photos))
 
-    def format_candidates(self, talk: Talk) -> str:
-        """The candidates as HTML, with marks where the conversation's answer is among them."""
-        if not talk.candidates:
-            return f'<div class="places"><h2>{texts.CANDIDATES}</h2><p class="note">{texts.CANDIDATES_EMPTY}</p></div>'
-        exact, street = self._agreement(talk)
-        verdict = ""
-        if exact is not None:
-            if exact:
-                kind, text, rank = "agrees", texts.AGREES, exact[0]
-            elif street:
-                kind, text, rank = "street", texts.SAME_STREET, street[0]
-            else:
-                kind, text, rank = "disagrees", texts.DISAGREES, 0
-            verdict = f'<p class="verdict {kind}">{text.format(rank=rank + 1)}</p>'
-        rows = "".join(_candidate_row(c, i in (exact or ())) for i, c in enumerate(talk.candidates))
-        note = texts.CANDIDATES_NOTE.format(count=len(self._predictor.gallery))
-        head = f'<h2>{texts.CANDIDATES}</h2><p class="note">{escape(note)}</p>'
-        return f'<div class="places">{head}{verdict}<ol>{rows}</ol></div>'
-
-    def _agreement(self, talk: Talk) -> tuple[list[int] | None, list[int]]:
-        """Candidates that the newest answer with a street names, and those of its street; None without an answer."""
-        for message in reversed(_finished(talk.messages)):
-            match = self._gazetteer.match(message.content) if message.role == "assistant" else None
-            if match and match.street:
-                named = self._gazetteer.candidates(match)
-                streets = {a.street_key for a in self._gazetteer.candidates(replace(match, cross_streets=()))}
-                exact = [i for i, c in enumerate(talk.candidates) if c.address in named]
-                return exact, [i for i, c in enumerate(talk.candidates) if c.address.street_key in streets]
-        return None, []
-
-    def _as_message(self, question: str, *, is_first: bool) -> Message:
-        text = self._predictor.disarm(question.strip()[:MAX_QUESTION_CHARACTERS])
-        if not text:
-            raise UserError(texts.NO_QUESTION)
-        return user_question(text) if is_first else Message("user", text)
-
-    def _show(self, talk: Talk, *, is_running: bool = False, error: str = "") -> tuple[Any, ...]:
-        """Values for the state, the conversation, the candidates, the question box and the stop button."""
-        shown = [{"role": m.role, "content": m.content.removeprefix("<image>\n")} for m in talk.messages]
+    def _show(
+        self,
+        talk: Talk,
+        *,
+        is_running: bool = False,
+        only_talk: bool = False,
+        error: str = "",
+        status: str | None = None,
+        position: str | None = None,
+        why: str | None = None,
+    ) -> tuple[Any, ...]:
+        """Values for everything on the page that changes; what is None, or beside the talk alone, stays as it is."""
+        shown = [bubble for bubble, _ in _bubbles(talk.turns)]
         if error:
             shown.append({"role": "assistant", "content": error})
-        return talk, shown, self.format_candidates(talk), "", gr.Button(interactive=is_running)
+        agreement = None if only_talk else self.talker.agreement(talk)
+        places = gr.skip() if only_talk else self.places.candidates(talk.finding, agreement)
+        street_map = gr.skip() if only_talk else self.places.map(talk.finding, agreement)
+        if status is not None:  # a new photo: what stood there was about another one
+            position, why = position or "", why or ""
+        changing = [gr.skip() if text is None else text for text in (position, why)]
+        said = gr.skip() if only_talk else _status(status or "")
+        return talk, shown, places, street_map, "", gr.Button(interactive=is_running), said, *changing
 
 
-def _known_facts(gallery: Sequence[GalleryRecord]) -> list[str]:
-    """The questions that the addresses of this city can answer."""
-    is_known = {
-        STREET: True,
-        BETWEEN: any(record.address.cross_streets for record in gallery),
-        NEIGHBOURHOOD: any(record.address.neighbourhood for record in gallery),
-        CITY: any(record.address.city for record in gallery),
-    }
-    return [task for task, known in is_known.items() if known]
+def _bubbles(turns: Sequence[Turn]) -> list[tuple[dict[str, str], int]]:
+    """What the conversation shows, each with the number of its turn."""
+    found = []
+    for number, turn in enumerate(turns):
+        said = [("user", turn.question), ("assistant", turn.answer)]
+        said += [("assistant", turn.caution)] if turn.caution else []
+        found += [({"role": role, "content": text}, number) for role, text in said]
+    return found
 
 
-def _candidate_row(candidate: Candidate, is_answer: bool) -> str:
-    address = candidate.address
-    rest = ", ".join(part for part in (format_piece(address), address.neighbourhood) if part)
-    share = f"{100 * candidate.probability:.0f}&nbsp;%" if candidate.probability >= 0.005 else "&lt;&nbsp;1&nbsp;%"
-    mark = f'<span class="mark">{texts.AGREES_MARK}</span>' if is_answer else ""
-    return (
-        f'<li class="{"agrees" if is_answer else ""}"><div class="line">'
-        f'<span class="name"><b>{escape(address.street)}</b>{mark}<small>{escape(rest)}</small></span>'
-        f'<span class="share">{share}</span></div>'
-        f'<div class="bar" aria-hidden="true"><div style="width: {100 * candidate.probability:.1f}%"></div></div></li>'
-    )
-
-
-def _finished(messages: Sequence[Message]) -> list[Message]:
-    """A dialogue without a last question that got no answer, as after a stop before the first word."""
-    done = list(messages)
-    return done[:-2] if done and not done[-1].content.strip() else done
-
-
-def _photo_path(photo: str | None) -> Path:
-    if not photo:
-        raise UserError(texts.NO_PHOTO)
-    path = Path(photo)
-    if not path.is_file():
-        raise UserError(texts.PHOTO_GONE)
-    return path
-
-
-def _sentence(error: Exception, photo: str | None) -> str:
-    """What went wrong, for a visitor: without the paths of this computer."""
-    text = str(error)
-    if not isinstance(error, UserError):
-        return texts.MODEL_FAILED.format(reason=text.splitlines()[0] if text else type(error).__name__)
-    if photo and photo in text:
-        reason = text.replace(f"photo {photo}", "This photo").split(": ")[0]
-        return texts.BAD_PHOTO.format(reason=reason)
-    return text
+def _status(text: str) -> str:
+    """A line that screen readers say when it changes."""
+    return f'<p role="status" aria-live="polite">{escape(text)}</p>'

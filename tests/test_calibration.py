@@ -22,6 +22,7 @@ from llava_ial.calibration import (
 from llava_ial.errors import UserError
 from llava_ial.inference import AddressPredictor
 from serve import calibrate as command
+from serve.examples import find_photos
 from tests.tiny_models import TinyFolders
 
 NOBODY = np.zeros(0)
@@ -120,4 +121,4 @@ def test_no_photo_is_said(tmp_path) -> None:
     with pytest.raises(UserError, match="this split has none"):
         calibrate(np.zeros((0, 3)), NOBODY, np.zeros(0, dtype=int), np.arange(3), NOBODY)
     with pytest.raises(UserError, match="no photos here"):
-        command.find_photos(tmp_path)
+        find_photos(tmp_path)

@@ -1,0 +1,41 @@
+"""Photos that visitors uploaded: who still uses which, so that each is deleted when its last visitor leaves."""
+
+import contextlib
+import threading
+from collections.abc import Iterable
+from pathlib import Path
+
+import gradio as gr
+
+
+class Uploads:
+    """The folder of uploads. Two visitors with the same photo share one file: Gradio names it by its content.
+
+    Args:
+        folder: Everything in it may be deleted; nothing outside it ever is.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.resolve()
+        self._photos: dict[str, set[Path]] = {}
+        self._lock = threading.Lock()
+
+    def remember(self, visitor: str, photos: Iterable[Path]) -> None:
+        """Notes which photos a visitor uses now; those used before and no longer by anybody are deleted."""
+        now = {path for path in (photo.resolve() for photo in photos) if path.is_relative_to(self.folder)}
+        with self._lock:
+            before = self._photos.get(visitor, set())
+            self._photos[visitor] = now
+            self._delete(before - now)
+
+    def forget_visitor(self, request: gr.Request) -> None:
+        """Deletes what only this visitor used; called when the page is closed."""
+        with self._lock:
+            self._delete(self._photos.pop(request.session_hash or "", set()))
+
+    def _delete(self, photos: set[Path]) -> None:
+        used = {path for paths in self._photos.values() for path in paths}
+        for path in photos - used:
+            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # another visitor's upload may be arriving in it
+                path.parent.rmdir()
