@@ -26,6 +26,7 @@ VERDICTS: Mapping[str, str] = {
 }
 _THUMBNAIL_PX = 360
 _JPEG_QUALITY = 72
+_MINI_MAP_PX = {"width_px": 400, "height_px": 290}  # about as wide as it is shown, so that names have their size
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def _mini_map(case: PhotoCase, street_map: StreetMap, true_name: str) -> str:
     highlights = [Highlight(name, shade=0.7, title="named") for name in named]
     highlights.append(Highlight(case.truth.sub_street_id, is_answer=True, title=f"truth: {true_name}"))
     points = [MapPoint(case.truth.point, case.verdict in (RIGHT, BLOCK), "the photo")] if case.truth.point else []
-    return street_map.draw(highlights, label="map of the truth and of what was named", points=points)
+    return street_map.draw(highlights, label="map of the truth and of what was named", points=points, **_MINI_MAP_PX)
 
 
 def _questions(answers: Sequence[ScoredAnswer]) -> str:
@@ -151,4 +152,4 @@ def _picture(photo: Path, name: str) -> str:
     file = io.BytesIO()
     image.save(file, "JPEG", quality=_JPEG_QUALITY)  # decoded pixels alone: no EXIF position goes with them
     content = base64.b64encode(file.getvalue()).decode()
-    return f'<img loading="lazy" alt="{escape(name)}" src="data:image/jpeg;base64,{content}">'
+    return f'<img decoding="async" alt="{escape(name)}" src="data:image/jpeg;base64,{content}">'
