@@ -50,10 +50,15 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer in words; ``finish_reason`` is ``stop``, or ``length`` where the limit of tokens cut it."""
+    """An answer in words; ``finish_reason`` is ``stop``, or ``length`` where the limit of tokens cut it.
+
+    The counts of tokens are those that a server bills, None for a model of one's own.
+    """
 
     text: str
     finish_reason: str
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
 
 
 @dataclass(frozen=True)

@@ -137,6 +137,7 @@ class PredictionRecord:
 
     ``finish_reason`` is ``stop``, ``length`` or ``error``; an error is retried and never scored as a wrong answer.
     ``shown_image_id`` is the photo that was shown instead of the question's own, in the control with shuffled photos.
+    ``prompt_tokens`` and ``completion_tokens`` are what a server bills.
     """
 
     question_id: str
@@ -148,6 +149,8 @@ class PredictionRecord:
     finish_reason: str
     error: str | None = None
     shown_image_id: str | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
 
 
 def arrow_type(annotation: Any) -> pa.DataType:

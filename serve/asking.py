@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from llava_ial.data.dataset import IALDataset, Sample
-from llava_ial.evaluation.generation import Answerer, ask_all
+from llava_ial.evaluation.generation import Answerer, PredictionFile, ask_all
 from llava_ial.evaluation.metrics import AddressMetrics, ScoredAnswer, Truth, score_answer, score_answers, summarise
 from llava_ial.evaluation.places import Places
 from llava_ial.evaluation.questions import Question, QuestionList, with_shuffled_photos
@@ -86,15 +86,20 @@ class Asking:
             questions,
             self._config.output / file,
             self._image_file,
-            batch_size=self._config.batch_size,
+            batch_size=self._config.concurrency if self._config.server else self._config.batch_size,
             max_new_tokens=self._config.max_new_tokens,
             is_right=self._names_street,
             title=title,
         )
-        return self.score(predictions)
+        return self._score(predictions)
 
-    def score(self, predictions: list[PredictionRecord]) -> AnswerSet:
-        """Scores of answers, whoever gave them."""
+    def keep(self, questions: QuestionList, predictions: Sequence[PredictionRecord]) -> AnswerSet:
+        """Answers that somebody else gave: written like a model's own, and scored."""
+        file = PredictionFile(self._config.output / PREDICTIONS)
+        file.append(predictions)
+        return self._score(file.finish(questions.asked))
+
+    def _score(self, predictions: list[PredictionRecord]) -> AnswerSet:
         scored = score_answers(predictions, self._truths, self._gazetteer, self._places)
         metrics = summarise(scored, num_failed=len(predictions) - len(scored), seed=self._config.seed)
         return AnswerSet(predictions, scored, metrics)

@@ -2,6 +2,9 @@
 
     python -m serve.evaluate --model runs/demo/stage2 --data runs/demo/data --split test --output runs/demo/evaluation
 
+    python -m serve.evaluate --model NAME --server https://api.openai.com/v1 --data runs/demo/data --output runs/hosted
+    python -m serve.evaluate --predictions answers.jsonl --data runs/demo/data --output runs/others
+
 A folder of stage 1 is measured too, by its ranking alone. Beside the answers stands a control: the questions "where"
 and "which street" asked again with the photos shuffled among them; a model that looks at its photos fails there.
 
@@ -15,9 +18,8 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count() or 1))  # read once, when torch is imported
 
 import time
+from pathlib import Path
 from typing import Any
-
-from transformers.utils import logging as transformers_logging
 
 from llava_ial.config import parse_config, save_config
 from llava_ial.data.dataset import IALDataset
@@ -25,10 +27,12 @@ from llava_ial.errors import UserError, run_command
 from llava_ial.evaluation.baselines import Baselines
 from llava_ial.evaluation.questions import load_questions
 from llava_ial.evaluation.ranking import rank_photos
-from llava_ial.inference import AddressPredictor, choose_device
+from llava_ial.inference import choose_device
 from llava_ial.manifest import FolderState, claim_folder, publish_manifest, read_manifest, write_json, write_text
 from serve.asking import PREDICTIONS, Asking
-from serve.evaluate_settings import DTYPES, EvaluateConfig, identity_of, refuse_impossible
+from serve.backends import Backend, can_answer, open_backend
+from serve.evaluate_settings import EvaluateConfig, identity_of, refuse_impossible
+from serve.given_answers import read_answers
 from serve.results import Results
 
 KIND = "evaluation"
@@ -41,12 +45,12 @@ def main() -> None:
     evaluate(config)
 
 
-def evaluate(config: EvaluateConfig, predictor: AddressPredictor | None = None) -> dict[str, Any]:
+def evaluate(config: EvaluateConfig, backend: Backend | None = None) -> dict[str, Any]:
     """Runs an evaluation and returns what ``metrics.json`` holds.
 
     Args:
         config: Settings.
-        predictor: Asked instead of ``config.model``, whose manifest is stated all the same.
+        backend: Asked instead of ``config.model``, which is checked and stated all the same.
 
     Raises:
         UserError: Settings or inputs are wrong, or questions failed (after everything was written).
@@ -55,12 +59,8 @@ def evaluate(config: EvaluateConfig, predictor: AddressPredictor | None = None) 
     refuse_impossible(config)
     dataset = IALDataset(config.data, config.image_root)
     samples = dataset.samples(config.split)
-    manifest = read_manifest(config.model, "llava_ial", "address_clip")
-    if manifest["gallery_hash"] != dataset.gallery_hash:
-        raise UserError(f"{config.model} was trained on another list of addresses than {config.data} holds")
-    questions = None
-    if manifest["kind"] == "llava_ial":
-        questions = load_questions(dataset, config.split, config.tasks)
+    questions = load_questions(dataset, config.split, config.tasks) if can_answer(config, dataset) else None
+    given = read_answers(config.predictions, questions.asked) if config.predictions and questions else None
     baselines = None
     if config.baselines:
         baselines = Baselines(dataset, config.baselines, device=choose_device(config.device))
@@ -69,26 +69,23 @@ def evaluate(config: EvaluateConfig, predictor: AddressPredictor | None = None) 
         print((config.output / SUMMARY).read_text(encoding="utf-8"))
         print(f"{config.output}: already complete")
         return dict(read_manifest(config.output, KIND)["metrics"])
-    predictor = predictor or load_predictor(config)
+    backend = backend or open_backend(config)
     save_config(config.output / "config.yaml", config)
 
     results = Results(dataset, samples, config.split, config.seed)
-    results.add_ranking(rank_photos(predictor.probabilities, dataset, samples))
+    if backend.scores_of:
+        results.add_ranking(rank_photos(backend.scores_of, dataset, samples))
     if baselines:
         results.add_baselines(baselines.rank(samples))
     if questions:
         image_file = {sample.photo.image_id: sample.photo.image_path for sample in samples}
         asking = Asking(config, dataset, results.truths, image_file, results.places)
-        answers = asking.answers(predictor, questions)
-        results.add_answers(questions, answers, *asking.control(predictor, questions))
+        if given:
+            results.add_answers(questions, asking.keep(questions, given), None, 0)
+        elif backend.answerer:
+            answers = asking.answers(backend.answerer, questions)
+            results.add_answers(questions, answers, *asking.control(backend.answerer, questions))
     return _publish(config, results, identity, parents, started)
-
-
-def load_predictor(config: EvaluateConfig) -> AddressPredictor:
-    """The model, on the device that the settings name."""
-    transformers_logging.disable_progress_bar()
-    device = choose_device(config.device)
-    return AddressPredictor.from_pretrained(config.model, base=config.base, device=device, dtype=DTYPES[config.dtype])
 
 
 def _publish(
@@ -100,15 +97,18 @@ def _publish(
         write_text(config.output / name, text)
     write_json(config.output / "metrics.json", results.metrics)
     write_text(config.output / SUMMARY, summary)
-    title = f"{config.model.name} on {config.data.name}, split {config.split}"
+    asked = Path(str(config.predictions or config.model)).name
+    title = f"{asked} on {config.data.name}, split {config.split}"
     write_text(config.output / REPORT, results.report(title, has_photos=config.photos_in_report))
     run = {"seconds": round(time.time() - started, 1), "batch_size": config.batch_size, "device": config.device}
-    write_json(config.output / "run.json", run | {"num_answers": results.num_answers})
+    run |= {"num_answers": results.num_answers, **results.billed(config.price_in, config.price_out)}
+    write_json(config.output / "run.json", run)
     print(f"\n{summary}")
     if results.num_failed:
+        mend = "complete the file" if config.predictions else "the same command asks them again"
         raise UserError(
             f"{results.num_failed} questions have no answer; why stands in {config.output / PREDICTIONS}. "
-            "Everything else is measured; the same command asks them again"
+            f"Everything else is measured; {mend}"
         )
     publish_manifest(config.output, KIND, identity, parents=parents, metrics=results.metrics)
     print(f"complete: {config.output} (open {config.output / REPORT})")

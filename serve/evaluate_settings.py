@@ -9,8 +9,9 @@ import torch
 from llava_ial.data.dataset import IALDataset
 from llava_ial.errors import UserError
 from llava_ial.inference import MAX_NEW_TOKENS, choose_device, choose_dtype
-from llava_ial.manifest import MANIFEST, file_hash
+from llava_ial.manifest import BUILDING, MANIFEST, file_hash
 from llava_ial.prompts import TASKS
+from serve.completions import KEY_VARIABLE, ServerSettings
 
 DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -19,9 +20,31 @@ DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "f
 class EvaluateConfig:
     """Settings of an evaluation."""
 
-    model: Path = field(metadata={"help": "folder of stage 2, or of stage 1 (ranking alone)"})
     data: Path = field(metadata={"help": "data set folder (output of python -m data_gen.build)"})
     output: Path = field(metadata={"help": "folder to write"})
+    model: str | None = field(
+        default=None,
+        metadata={
+            "help": "folder of stage 2, or of stage 1 (ranking alone); or the name of any image-text model of "
+            "transformers; with --server its name there"
+        },
+    )
+    server: str | None = field(
+        default=None,
+        metadata={
+            "help": "ask an OpenAI-compatible server (hosted, vLLM, transformers serve), for example "
+            f"http://localhost:8000/v1; the key is read from the environment variable {KEY_VARIABLE}"
+        },
+    )
+    predictions: Path | None = field(
+        default=None,
+        metadata={"help": "score the answers of this JSONL file (question_id or image_id, and answer) and ask nobody"},
+    )
+    concurrency: int = field(default=8, metadata={"help": "with --server: requests at a time"})
+    retries: int = field(default=5, metadata={"help": "with --server: how often a request is tried again"})
+    timeout_s: float = field(default=120.0, metadata={"help": "with --server: longest wait for one reply"})
+    price_in: float = field(default=0.0, metadata={"help": "with --server: price of a million tokens asked"})
+    price_out: float = field(default=0.0, metadata={"help": "with --server: price of a million tokens answered"})
     split: str = field(default="test", metadata={"help": "train (a memorisation check), val or test"})
     tasks: list[str] = field(
         default_factory=lambda: list(TASKS), metadata={"help": f"kinds of questions to ask: {', '.join(TASKS)}"}
@@ -52,7 +75,14 @@ def refuse_impossible(config: EvaluateConfig) -> None:
     Raises:
         UserError: Names the setting.
     """
-    for name in ("batch_size", "max_new_tokens"):
+    if config.predictions:
+        if config.model or config.server:
+            raise UserError("--predictions FILE asks nobody: leave --model and --server out")
+    elif not config.model:
+        raise UserError("--model: name a folder of stage 1 or 2, or a model; or a file of answers with --predictions")
+    if config.server:
+        ServerSettings(config.server, str(config.model))
+    for name in ("batch_size", "max_new_tokens", "concurrency"):
         if getattr(config, name) < 1:
             raise UserError(f"--{name} {getattr(config, name)}: at least 1")
     if config.dtype not in DTYPES:
@@ -60,9 +90,28 @@ def refuse_impossible(config: EvaluateConfig) -> None:
 
 
 def identity_of(config: EvaluateConfig, dataset: IALDataset) -> tuple[dict[str, Any], dict[str, str]]:
-    """What decides the answers, and the folders that they are made from."""
-    parents = {"data": dataset.identity, "model": file_hash(config.model / MANIFEST)}
+    """What decides the answers, and what they are made from."""
+    parents = {"data": dataset.identity}
+    if config.predictions:
+        parents["predictions"] = file_hash(config.predictions)
+    elif config.server or not is_own_folder(config):
+        parents["model"] = f"{config.server or 'transformers'}: {config.model}"
+    else:
+        parents["model"] = file_hash(Path(str(config.model)) / MANIFEST)
     names = ("split", "tasks", "shuffle_photos", "max_new_tokens", "seed", "baselines", "photos_in_report")
     # What "auto" comes to: half of the answers in one type and half in another would be no evaluation.
     dtype = DTYPES[config.dtype] or choose_dtype(choose_device(config.device))
     return {name: getattr(config, name) for name in names} | {"dtype": str(dtype)} | parents, parents
+
+
+def is_own_folder(config: EvaluateConfig) -> bool:
+    """True if ``--model`` is a folder that this project wrote, or a path where nothing lies.
+
+    ``owner/name`` is a name on the hub where no folder ``owner`` is.
+    """
+    if config.server or not config.model:
+        return False
+    folder = Path(config.model)
+    if folder.exists():
+        return (folder / MANIFEST).is_file() or (folder / BUILDING).is_file()
+    return config.model.count("/") != 1 or folder.parent.is_dir()

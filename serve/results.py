@@ -99,7 +99,8 @@ class Results:
         facts = {name: self.metrics[name] for name in ("split", "num_photos")}
         facts |= {"num_given_away": 0, "num_other_tasks": 0} | self.metrics.get("questions", {})
         facts["num_same_street"] = self.metrics.get("shuffled_photos", {}).get("num_same_street", 0)
-        rankings = {ENCODER: self.metrics["ranking"], **self.metrics.get("baselines", {})}
+        rankings = {ENCODER: self.metrics["ranking"]} if "ranking" in self.metrics else {}
+        rankings |= self.metrics.get("baselines", {})
         answers, control = (part.metrics if part else None for part in (self.answers, self.control))
         return format_summary(answers, control, rankings, facts, self._agreement)
 
@@ -111,10 +112,21 @@ class Results:
 
     def tables(self) -> dict[str, str]:
         """Files with one line per answer and per photo."""
-        files = {"photos.csv": photos_csv(self.ranked, self.dataset.gallery)}
+        files = {"photos.csv": photos_csv(self.ranked, self.dataset.gallery)} if self.ranked else {}
         if self.answers:
             files["answers.csv"] = answers_csv(self.answers.predictions, self.answers.scored)
         return files
+
+    def billed(self, price_in: float, price_out: float) -> dict[str, float]:
+        """Tokens that a server has counted, and what they cost at prices per million; nothing if none were counted."""
+        lines = [line for part in (self.answers, self.control) if part for line in part.predictions]
+        counted = [line for line in lines if line.prompt_tokens is not None]
+        if not counted:
+            return {}
+        asked = sum(line.prompt_tokens or 0 for line in counted)
+        answered = sum(line.completion_tokens or 0 for line in counted)
+        cost = (asked * price_in + answered * price_out) / 1e6
+        return {"prompt_tokens": asked, "completion_tokens": answered, "cost": round(cost, 6)}
 
     def _ranking_metrics(self, ranked: Sequence[RankedPhoto]) -> dict[str, Any]:
         num_failed = self.metrics["num_photos"] - len(ranked)

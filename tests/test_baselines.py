@@ -84,7 +84,7 @@ def test_zero_shot_is_what_transformers_says(dataset, base) -> None:
 
 def test_the_command_states_them_with_intervals(tiny_folders: TinyFolders, tmp_path, capsys) -> None:
     base = tiny_folders.data.parent / "base_clip"
-    config = EvaluateConfig(tiny_folders.clip, tiny_folders.data, tmp_path / "out", baselines=str(base))
+    config = EvaluateConfig(tiny_folders.data, tmp_path / "out", str(tiny_folders.clip), baselines=str(base))
     with pytest.raises(UserError, match="no such folder"):
         evaluate(replace(config, baselines="./nowhere"))
     assert not config.output.exists()

@@ -18,6 +18,7 @@ from llava_ial.evaluation.generation import PredictionFile
 from llava_ial.evaluation.questions import derange_by_street, load_questions
 from llava_ial.inference import AddressPredictor, Answer
 from llava_ial.manifest import MANIFEST
+from serve.backends import as_backend
 from serve.evaluate import EvaluateConfig, evaluate
 from tests.tiny_models import TinyFolders
 from tests.tiny_world import TinyWorld, build_tiny_dataset
@@ -31,15 +32,20 @@ def predictor(tiny_folders: TinyFolders) -> AddressPredictor:
 @pytest.fixture
 def config(tiny_folders: TinyFolders, tmp_path: Path) -> EvaluateConfig:
     return EvaluateConfig(
-        tiny_folders.llava, tiny_folders.data, tmp_path / "out", split="train", batch_size=2, max_new_tokens=90
+        tiny_folders.data, tmp_path / "out", str(tiny_folders.llava), split="train", batch_size=2, max_new_tokens=90
     )
 
 
 class Flaky:
     """A predictor that breaks down at a given call; ``error`` says how."""
 
-    def __init__(self, predictor: AddressPredictor, break_at: int, error: BaseException) -> None:
-        self._predictor, self._break_at, self._error = predictor, break_at, error
+    can_answer = True
+
+    def __init__(
+        self, predictor: AddressPredictor, break_at: int, error: BaseException, *, num_breaks: int = 1
+    ) -> None:
+        self._predictor, self._error = predictor, error
+        self._breaks = range(break_at, break_at + num_breaks)
         self.num_calls = 0
         self.asked: list[str] = []
 
@@ -48,7 +54,7 @@ class Flaky:
 
     def answer_batch(self, dialogues, photos, **settings) -> list[Answer]:
         self.num_calls += 1
-        if self.num_calls == self._break_at:
+        if self.num_calls in self._breaks:
             raise self._error
         self.asked += [dialogue[-1].content for dialogue in dialogues]
         return self._predictor.answer_batch(dialogues, photos, **settings)
@@ -68,7 +74,7 @@ def _lines(path: Path) -> list[dict]:
 
 
 def test_a_model_that_knows_its_photos_by_heart(config, predictor, capsys) -> None:
-    metrics = evaluate(config, predictor)
+    metrics = evaluate(config, as_backend(predictor))
     assert metrics["answers"]["rates"]["street_accuracy"]["value"] == 1.0
     assert metrics["answers"]["rates"]["sub_street_accuracy"]["value"] == 1.0
     assert metrics["shuffled_photos"]["rates"]["street_accuracy"]["value"] == 0.0
@@ -91,37 +97,37 @@ def test_a_model_that_knows_its_photos_by_heart(config, predictor, capsys) -> No
 
 @pytest.mark.parametrize("batch_size", [1, 5])
 def test_results_do_not_depend_on_the_batch(config, predictor, batch_size, tmp_path) -> None:
-    evaluate(config, predictor)
+    evaluate(config, as_backend(predictor))
     expected = _published(config.output)
     config.output, config.batch_size = tmp_path / "other", batch_size
-    evaluate(config, predictor)
+    evaluate(config, as_backend(predictor))
     assert _published(config.output) == expected
 
 
 def test_stopped_at_any_write_and_continued(config, predictor, tmp_path) -> None:
-    evaluate(config, predictor)
+    evaluate(config, as_backend(predictor))
     expected = _published(config.output)
     config.batch_size = 1  # four questions between two writes
     for break_at in (1, 2, 3):
         config.output = tmp_path / f"broken-{break_at}"
         broken = Flaky(predictor, break_at, KeyboardInterrupt())
         with pytest.raises(KeyboardInterrupt):
-            evaluate(config, broken)
+            evaluate(config, as_backend(broken))
         again = Flaky(predictor, 0, KeyboardInterrupt())
-        evaluate(config, again)
+        evaluate(config, as_backend(again))
         assert len(broken.asked) + len(again.asked) == 16, "asked twice, or not at all"
         assert _published(config.output) == expected
 
 
 @pytest.mark.parametrize("cut", [1, 20, 200])
 def test_a_torn_last_line_is_asked_again(config, predictor, tmp_path, cut) -> None:
-    evaluate(config, predictor)
+    evaluate(config, as_backend(predictor))
     expected = _published(config.output)
     path = config.output / "predictions.jsonl"
     (config.output / MANIFEST).rename(config.output / "building.json")
     path.write_bytes(path.read_bytes()[:-cut])
     again = Flaky(predictor, 0, KeyboardInterrupt())
-    evaluate(config, again)
+    evaluate(config, as_backend(again))
     assert len(again.asked) == 1
     assert _published(config.output) == expected
 
@@ -133,18 +139,18 @@ def test_a_broken_line_in_the_middle_is_named(tmp_path) -> None:
 
 
 def test_failed_answers_are_counted_and_retried(config, predictor, tmp_path) -> None:
-    evaluate(config, predictor)
+    evaluate(config, as_backend(predictor))
     expected = _published(config.output)
     config.output, config.batch_size = tmp_path / "failing", 1
     with pytest.raises(UserError, match="4 questions have no answer"):
-        evaluate(config, Flaky(predictor, 2, RuntimeError("out of memory")))
+        evaluate(config, as_backend(Flaky(predictor, 2, RuntimeError("out of memory"), num_breaks=5)))
     metrics = json.loads((config.output / "metrics.json").read_text())
     assert (metrics["answers"]["num_failed"], metrics["answers"]["num_answers"]) == (4, 4)
     assert metrics["answers"]["rates"]["street_accuracy"]["value"] == 1.0
     failed = [row for row in _lines(config.output / "predictions.jsonl") if row["finish_reason"] == "error"]
     assert [row["error"] for row in failed] == ["RuntimeError: out of memory"] * 4
     again = Flaky(predictor, 0, KeyboardInterrupt())
-    evaluate(config, again)
+    evaluate(config, as_backend(again))
     assert len(again.asked) == 4
     assert _published(config.output) == expected
 
@@ -155,7 +161,7 @@ def test_an_unreadable_photo_fails_alone(config, predictor, tmp_path) -> None:
     sample = dataset.samples("train")[3]
     dataset.image_file(sample.photo.image_path).write_bytes(b"no image")
     with pytest.raises(UserError, match="2 questions have no answer"):
-        evaluate(config, predictor)
+        evaluate(config, as_backend(predictor))
     failed = [row for row in _lines(config.output / "predictions.jsonl") if row["finish_reason"] == "error"]
     assert [row["image_id"] for row in failed] == [sample.photo.image_id]
     assert "is no image" in failed[0]["error"]
@@ -164,7 +170,7 @@ def test_an_unreadable_photo_fails_alone(config, predictor, tmp_path) -> None:
 
 
 def test_a_stage_1_folder_is_ranked_alone(config, tiny_folders, capsys) -> None:
-    config.model = tiny_folders.clip
+    config.model = str(tiny_folders.clip)
     metrics = evaluate(config)
     assert "answers" not in metrics
     assert not (config.output / "predictions.jsonl").exists()
@@ -179,7 +185,7 @@ def test_a_stage_1_folder_is_ranked_alone(config, tiny_folders, capsys) -> None:
         ({"split": "exam"}, "split 'exam' is unknown"),
         ({"batch_size": 0}, "--batch_size 0: at least 1"),
         ({"dtype": "int3"}, "--dtype 'int3' is unknown"),
-        ({"model": Path("nowhere")}, "nowhere: no manifest.json"),
+        ({"model": "nowhere"}, "nowhere: no manifest.json"),
         ({"data": Path("nowhere")}, "nowhere: no manifest.json"),
     ],
 )
@@ -198,10 +204,10 @@ def test_another_list_of_addresses_is_refused(config, tmp_path) -> None:
 
 
 def test_another_evaluation_in_the_folder_is_refused(config, predictor) -> None:
-    evaluate(config, predictor)
+    evaluate(config, as_backend(predictor))
     config.seed = 1
     with pytest.raises(UserError, match="holds another run"):
-        evaluate(config, predictor)
+        evaluate(config, as_backend(predictor))
 
 
 def test_questions_are_asked_alone_and_without_what_is_given_away(tiny_folders) -> None:
@@ -224,7 +230,7 @@ def test_shuffling_is_a_permutation_that_changes_streets_where_it_can(streets, s
 
 @pytest.mark.slow
 def test_the_command_survives_kill_9(config, predictor, tiny_folders, tmp_path) -> None:
-    evaluate(config, predictor)
+    evaluate(config, as_backend(predictor))
     expected = _published(config.output)
     output = tmp_path / "killed"
     command = [

@@ -11,6 +11,7 @@ import pytest
 from llava_ial.evaluation.gallery import BLOCK, NOWHERE, REFUSED, RIGHT, WRONG, choose_cases, collect_cases
 from llava_ial.evaluation.metrics import score_answers
 from llava_ial.inference import AddressPredictor, Answer
+from serve.backends import as_backend
 from serve.evaluate import EvaluateConfig, evaluate
 from tests.forty_answers import ANSWERS, GAZETTEER, PLACES, TRUTHS, prediction
 from tests.test_chat_browser import CHROMIUM, DESK, FLAGS, PHONE
@@ -21,6 +22,8 @@ SCREENSHOTS = os.environ.get("SCREENSHOTS")
 
 class Wrong:
     """A model that says of half of the photos what it must not."""
+
+    can_answer = True
 
     def __init__(self, predictor: AddressPredictor) -> None:
         self._predictor = predictor
@@ -37,8 +40,8 @@ class Wrong:
 @pytest.fixture(scope="module")
 def config(tiny_folders: TinyFolders, tmp_path_factory: pytest.TempPathFactory) -> EvaluateConfig:
     output = tmp_path_factory.mktemp("report") / "out"
-    config = EvaluateConfig(tiny_folders.llava, tiny_folders.data, output, split="train", max_new_tokens=90)
-    evaluate(config, Wrong(AddressPredictor.from_pretrained(tiny_folders.llava)))
+    config = EvaluateConfig(tiny_folders.data, output, str(tiny_folders.llava), split="train", max_new_tokens=90)
+    evaluate(config, as_backend(Wrong(AddressPredictor.from_pretrained(tiny_folders.llava))))
     return config
 
 
@@ -74,7 +77,7 @@ def test_one_file_that_needs_no_other(config) -> None:
 
 def test_without_photos_no_pixel_is_in_it(config, tiny_folders, tmp_path) -> None:
     private = replace(config, output=tmp_path / "private", photos_in_report=False)
-    evaluate(private, Wrong(AddressPredictor.from_pretrained(tiny_folders.llava)))
+    evaluate(private, as_backend(Wrong(AddressPredictor.from_pretrained(tiny_folders.llava))))
     text = (private.output / "report.html").read_text(encoding="utf-8")
     assert "data:image" not in text
     assert text.count("<article") == 8
@@ -122,6 +125,6 @@ def test_the_report_in_a_browser(config, browser, viewport, scheme, request) -> 
 
 @pytest.mark.slow
 def test_a_ranking_alone_has_a_report_too(tiny_folders, tmp_path) -> None:
-    config = EvaluateConfig(tiny_folders.clip, tiny_folders.data, tmp_path / "out")
+    config = EvaluateConfig(tiny_folders.data, tmp_path / "out", str(tiny_folders.clip))
     evaluate(config)
     assert "SSA@1 of the ranking" in (config.output / "report.html").read_text(encoding="utf-8")

@@ -26,7 +26,8 @@ VERDICTS: Mapping[str, str] = {
 }
 _THUMBNAIL_PX = 360
 _JPEG_QUALITY = 72
-_MINI_MAP_PX = {"width_px": 400, "height_px": 290}  # about as wide as it is shown, so that names have their size
+# Somewhat wider than it is shown, so that names are small but can be read.
+_MAP_WIDTH_PX, _MAP_HEIGHT_PX = 400, 290
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,13 @@ def _mini_map(case: PhotoCase, street_map: StreetMap, true_name: str) -> str:
     highlights = [Highlight(name, shade=0.7, title="named") for name in named]
     highlights.append(Highlight(case.truth.sub_street_id, is_answer=True, title=f"truth: {true_name}"))
     points = [MapPoint(case.truth.point, case.verdict in (RIGHT, BLOCK), "the photo")] if case.truth.point else []
-    return street_map.draw(highlights, label="map of the truth and of what was named", points=points, **_MINI_MAP_PX)
+    return street_map.draw(
+        highlights,
+        label="map of the truth and of what was named",
+        points=points,
+        width_px=_MAP_WIDTH_PX,
+        height_px=_MAP_HEIGHT_PX,
+    )
 
 
 def _questions(answers: Sequence[ScoredAnswer]) -> str:

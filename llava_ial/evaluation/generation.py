@@ -4,8 +4,9 @@ import dataclasses
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from PIL import Image
 from tqdm import tqdm
@@ -23,6 +24,17 @@ from llava_ial.records import PredictionRecord
 _BATCHES_PER_WRITE = 4
 
 
+@dataclass(frozen=True)
+class Failure:
+    """Why a question has no answer."""
+
+    error: str
+
+
+class StopAskingError(UserError):
+    """Something that will be wrong with every further question too, such as a key that a server refuses."""
+
+
 class Answerer(Protocol):
     """What is evaluated; ``llava_ial.inference.AddressPredictor`` is one."""
 
@@ -33,8 +45,8 @@ class Answerer(Protocol):
         *,
         batch_size: int,
         max_new_tokens: int,
-    ) -> list[Answer]:
-        """One answer for each dialogue, in order."""
+    ) -> Sequence[Answer | Failure]:
+        """One answer, or why there is none, for each dialogue, in order; ``StopAskingError`` ends the evaluation."""
 
 
 class PredictionFile:
@@ -131,19 +143,33 @@ def _ask(
             photos[image_id] = load_photo(image_file[image_id])
         except UserError as error:
             errors[image_id] = str(error)
-    able = [question for question in questions if question.shown_image_id in photos]
-    failure, answers = "", []
-    try:
-        answers = model.answer_batch(
-            [question.messages for question in able],
-            [photos[question.shown_image_id] for question in able],
+    answers: dict[str, Answer | Failure] = {
+        question.question_id: Failure(errors[question.shown_image_id])
+        for question in questions
+        if question.shown_image_id in errors
+    }
+
+    def ask(part: Sequence[Question]) -> None:
+        found = model.answer_batch(
+            [question.messages for question in part],
+            [photos[question.shown_image_id] for question in part],
             batch_size=batch_size,
             max_new_tokens=max_new_tokens,
         )
-    except (UserError, RuntimeError) as error:  # out of memory is a RuntimeError
-        failure = f"{type(error).__name__}: {error}"
-    by_question = dict(zip([question.question_id for question in able], answers, strict=False))
-    return [_as_record(q, by_question.get(q.question_id), errors.get(q.shown_image_id, failure)) for q in questions]
+        answers.update(zip([question.question_id for question in part], found, strict=True))
+
+    able = [question for question in questions if question.shown_image_id in photos]
+    try:
+        ask(able)
+    except StopAskingError:
+        raise
+    except (UserError, RuntimeError):  # out of memory, or one bad question: the others need not fail with it
+        for question in able:
+            try:
+                ask([question])
+            except (UserError, RuntimeError) as error:
+                answers[question.question_id] = Failure(f"{type(error).__name__}: {error}")
+    return [as_record(question, answers[question.question_id]) for question in questions]
 
 
 def _by_photo(questions: Sequence[Question]) -> list[Question]:
@@ -166,18 +192,25 @@ def _parts(questions: Sequence[Question], size: int) -> Iterator[list[Question]]
         yield part
 
 
-def _as_record(question: Question, answer: Answer | None, error: str) -> PredictionRecord:
-    is_other = question.shown_image_id != question.image_id
+def as_record(question: Question, answer: Answer | Failure) -> PredictionRecord:
+    """The line of ``predictions.jsonl`` about a question."""
+    shown = question.shown_image_id if question.shown_image_id != question.image_id else None
+    facts: dict[str, Any] = {
+        "question_id": question.question_id,
+        "image_id": question.image_id,
+        "task": question.task,
+        "question": question.text,
+        "expected": question.expected,
+        "shown_image_id": shown,
+    }
+    if isinstance(answer, Failure):
+        return PredictionRecord(**facts, answer="", finish_reason=ERROR, error=answer.error)
     return PredictionRecord(
-        question_id=question.question_id,
-        image_id=question.image_id,
-        task=question.task,
-        question=question.text,
-        expected=question.expected,
-        answer=answer.text if answer else "",
-        finish_reason=answer.finish_reason if answer else ERROR,
-        error=None if answer else error,
-        shown_image_id=question.shown_image_id if is_other else None,
+        **facts,
+        answer=answer.text,
+        finish_reason=answer.finish_reason,
+        prompt_tokens=answer.prompt_tokens,
+        completion_tokens=answer.completion_tokens,
     )
 
 

@@ -57,16 +57,22 @@ def format_summary(
             rows.append(_row("photos shuffled: street named right", control.rates["street_accuracy"]))
         lines += _table(["of the answers", "share", "95 % interval", "answers", "panoramas"], rows)
         lines += ["", *_counts(metrics, control, facts), ""]
+    if rankings:
+        lines += _rankings(rankings)
+    return "\n".join(lines) + "\n"
+
+
+def _rankings(rankings: Mapping[str, Mapping[str, Any]]) -> list[str]:
     names = ("SSA@1", "SSA@5", "SA@1", "SA@5")
     rows = [[title, *(_with_interval(ranking["rates"][name]) for name in names)] for title, ranking in rankings.items()]
-    lines += _table(["ranking every address (95 % interval)", *names], rows)
+    lines = _table(["ranking every address (95 % interval)", *names], rows)
     lines += ["", "SSA@k: the true piece of street is among the k best; SA@k: its street is."]
     lines += [
         f"{title}: {ranking['num_failed']} photos could not be read and are in no figure."
         for title, ranking in rankings.items()
         if ranking["num_failed"]
     ]
-    return "\n".join(lines) + "\n"
+    return lines
 
 
 def _headline(metrics: AddressMetrics | None, control: AddressMetrics | None, facts: Mapping[str, Any]) -> list[str]:
