@@ -29,13 +29,13 @@ from llava_ial.evaluation.questions import load_questions
 from llava_ial.evaluation.ranking import rank_photos
 from llava_ial.inference import choose_device
 from llava_ial.manifest import FolderState, claim_folder, publish_manifest, read_manifest, write_json, write_text
-from serve.asking import PREDICTIONS, Asking
+from serve.asking import PREDICTIONS, Asking, truths_of
 from serve.backends import Backend, can_answer, open_backend
+from serve.comparison import KIND, compare, refuse_other
 from serve.evaluate_settings import EvaluateConfig, identity_of, refuse_impossible
 from serve.given_answers import read_answers
 from serve.results import Results
 
-KIND = "evaluation"
 SUMMARY, REPORT = "metrics.md", "report.html"
 
 
@@ -64,10 +64,14 @@ def evaluate(config: EvaluateConfig, backend: Backend | None = None) -> dict[str
     baselines = None
     if config.baselines:
         baselines = Baselines(dataset, config.baselines, device=choose_device(config.device))
+    if config.compare:
+        refuse_other(config.compare, dataset, config.split)
     identity, parents = identity_of(config, dataset)
     if claim_folder(config.output, KIND, identity) is FolderState.COMPLETE:
         print((config.output / SUMMARY).read_text(encoding="utf-8"))
         print(f"{config.output}: already complete")
+        if config.compare:
+            compare(config.output, config.compare, dataset, truths_of(samples), config.seed)
         return dict(read_manifest(config.output, KIND)["metrics"])
     backend = backend or open_backend(config)
     save_config(config.output / "config.yaml", config)
@@ -85,7 +89,10 @@ def evaluate(config: EvaluateConfig, backend: Backend | None = None) -> dict[str
         elif backend.answerer:
             answers = asking.answers(backend.answerer, questions)
             results.add_answers(questions, answers, *asking.control(backend.answerer, questions))
-    return _publish(config, results, identity, parents, started)
+    metrics = _publish(config, results, identity, parents, started)
+    if config.compare:
+        compare(config.output, config.compare, dataset, results.truths, config.seed)
+    return metrics
 
 
 def _publish(

@@ -60,6 +60,9 @@ class EvaluateConfig:
     photos_in_report: bool = field(
         default=True, metadata={"help": "show photos in report.html; without, it can be handed on with no picture"}
     )
+    compare: Path | None = field(
+        default=None, metadata={"help": "folder of another evaluation of the same questions: a paired test against it"}
+    )
     batch_size: int = field(default=32, metadata={"help": "questions at a time; does not change the answers"})
     max_new_tokens: int = field(default=MAX_NEW_TOKENS, metadata={"help": "most tokens of an answer"})
     seed: int = field(default=0, metadata={"help": "of the shuffled photos and of the intervals"})

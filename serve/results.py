@@ -23,6 +23,7 @@ from llava_ial.evaluation.statistics import Rate
 from serve.asking import AnswerSet, truths_of
 
 ENCODER = "AddressCLIP"
+PHOTOS, ANSWERS = "photos.csv", "answers.csv"
 
 
 class Results:
@@ -112,9 +113,9 @@ class Results:
 
     def tables(self) -> dict[str, str]:
         """Files with one line per answer and per photo."""
-        files = {"photos.csv": photos_csv(self.ranked, self.dataset.gallery)} if self.ranked else {}
+        files = {PHOTOS: photos_csv(self.ranked, self.dataset.gallery)} if self.ranked else {}
         if self.answers:
-            files["answers.csv"] = answers_csv(self.answers.predictions, self.answers.scored)
+            files[ANSWERS] = answers_csv(self.answers.predictions, self.answers.scored)
         return files
 
     def billed(self, price_in: float, price_out: float) -> dict[str, float]:

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -226,6 +227,30 @@ def test_shuffling_is_a_permutation_that_changes_streets_where_it_can(streets, s
     if 2 * max(Counter(streets).values()) <= len(streets):
         assert all(street_of[image] != street_of[other] for image, other in shown.items())
     assert shown == derange_by_street(sorted(street_of), street_of, seed)
+
+
+def test_two_evaluations_are_compared_question_by_question(config, predictor, tmp_path, capsys) -> None:
+    evaluate(config, as_backend(predictor))
+    answers = [json.loads(line) for line in (config.output / "predictions.jsonl").read_text().splitlines()]
+    wrong = [row | {"answer": "Nowhere Lane"} if i < 3 else row for i, row in enumerate(answers)]
+    (tmp_path / "worse.jsonl").write_text("".join(json.dumps(row) + "\n" for row in wrong))
+    other = replace(
+        config, model=None, predictions=tmp_path / "worse.jsonl", output=tmp_path / "other", compare=config.output
+    )
+    evaluate(other)
+    compared = json.loads((other.output / "compared.json").read_text())
+    street = compared["street_accuracy"]
+    assert street["value"] == pytest.approx(-3 / 8)
+    assert (street["num_only_first"], street["num_only_second"], street["num_answers"]) == (0, 3, 8)
+    assert street["low"] <= street["value"] <= street["high"]
+    assert "street named right" in capsys.readouterr().out
+
+    evaluate(replace(config, compare=other.output))  # both are complete: nobody is asked
+    mirrored = json.loads((config.output / "compared.json").read_text())
+    assert mirrored["street_accuracy"]["value"] == pytest.approx(3 / 8)
+    assert "SSA@1" not in mirrored, "the other one ranks nothing"
+    with pytest.raises(UserError, match="an evaluation of other questions"):
+        evaluate(replace(config, split="test", output=tmp_path / "third", compare=config.output))
 
 
 @pytest.mark.slow

@@ -55,7 +55,7 @@ def format_summary(
         rows = [_row(label, rates[name]) for name, label in RATE_LABELS.items() if name in rates]
         if control and "street_accuracy" in control.rates:
             rows.append(_row("photos shuffled: street named right", control.rates["street_accuracy"]))
-        lines += _table(["of the answers", "share", "95 % interval", "answers", "panoramas"], rows)
+        lines += format_table(["of the answers", "share", "95 % interval", "answers", "panoramas"], rows)
         lines += ["", *_counts(metrics, control, facts), ""]
     if rankings:
         lines += _rankings(rankings)
@@ -65,7 +65,7 @@ def format_summary(
 def _rankings(rankings: Mapping[str, Mapping[str, Any]]) -> list[str]:
     names = ("SSA@1", "SSA@5", "SA@1", "SA@5")
     rows = [[title, *(_with_interval(ranking["rates"][name]) for name in names)] for title, ranking in rankings.items()]
-    lines = _table(["ranking every address (95 % interval)", *names], rows)
+    lines = format_table(["ranking every address (95 % interval)", *names], rows)
     lines += ["", "SSA@k: the true piece of street is among the k best; SA@k: its street is."]
     lines += [
         f"{title}: {ranking['num_failed']} photos could not be read and are in no figure."
@@ -123,7 +123,7 @@ def _with_interval(rate: Mapping[str, float]) -> str:
     return f"{_percent(rate['value'])} ({100 * rate['low']:.1f} - {100 * rate['high']:.1f})"
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+def format_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     """A Markdown table that is aligned as plain text too: the first column to the left, the others to the right."""
     widths = [max(len(cell) for cell in column) for column in zip(head, *rows, strict=True)]
     rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
