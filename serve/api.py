@@ -20,6 +20,7 @@ from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 
 from serve.talk import FAILURES, Talk, Talker, sentence
+from serve.uploads import Uploads
 
 
 class Api:
@@ -27,10 +28,12 @@ class Api:
 
     Args:
         talker: Answers.
+        uploads: Where the photos lie; each is deleted when it has been answered.
     """
 
-    def __init__(self, talker: Talker) -> None:
+    def __init__(self, talker: Talker, uploads: Uploads) -> None:
         self._talker = talker
+        self._uploads = uploads
 
     def add(self, photo: gr.Image, question: gr.Textbox, on_model: dict[str, Any]) -> None:
         """Adds both end points to the page that is being built: its inputs, plain values as output."""
@@ -49,7 +52,8 @@ class Api:
         """
         photos = _as_photos(photo)
         try:
-            finding = self._talker.look(photos)
+            with self._uploads.borrow(photos):
+                finding = self._talker.look(photos)
         except FAILURES as error:
             raise gr.Error(sentence(error, photos), print_exception=False) from None
         return [{"address": c.address_text, "probability": c.probability} for c in finding.candidates]
@@ -66,8 +70,9 @@ class Api:
         """
         talk = Talk(_as_photos(photo))
         try:
-            for _ in self._talker.ask(talk, question):
-                yield talk.turns[-1].answer
+            with self._uploads.borrow(talk.photos):
+                for _ in self._talker.ask(talk, question):
+                    yield talk.turns[-1].answer
         except FAILURES as error:
             raise gr.Error(sentence(error, talk.photos), print_exception=False) from None
 

@@ -43,7 +43,8 @@ from serve.uploads import Uploads
 
 DEMO_MODEL, DEMO_DATA = Path("runs/demo/stage2"), Path("runs/demo/data")
 DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-MAX_UPLOAD = "64mb"
+# More than any camera writes, and little enough to hold some at once.
+MAX_UPLOAD = "50mb"
 STYLE = Path(__file__).with_name("page.css")
 # Bold and not semibold: Gradio 6.31 ships a semibold of this font in which most letters are missing.
 FONT = gr.themes.LocalFont("Source Sans Pro", weights=(400, 700))
@@ -102,7 +103,7 @@ def main() -> None:
         page = launch(predictor, config, Path(uploads), options, logins)
         print(f"\nThe chat is open at http://{config.host}:{config.port} (Ctrl-C ends it)", flush=True)
         try:
-            wait_for_end()
+            wait_for_end(Uploads(Path(uploads)))
         finally:
             page.close(verbose=False)
     print("The chat is closed; uploads are deleted.")
@@ -217,13 +218,13 @@ def refuse_busy_port(host: str, port: int) -> None:
             raise UserError(f"cannot listen at {host}:{port} ({error.strerror}); choose another --port") from error
 
 
-def wait_for_end() -> None:
-    """Returns at Ctrl-C or SIGTERM."""
+def wait_for_end(uploads: Uploads) -> None:
+    """Returns at Ctrl-C or SIGTERM; until then it sweeps the uploads once a minute."""
     asked = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: asked.set())
-    while not asked.wait(timeout=1):
-        pass
+    while not asked.wait(timeout=60):
+        uploads.sweep()
 
 
 if __name__ == "__main__":

@@ -16,11 +16,11 @@ from serve.api import Api
 from serve.metrics import WHY
 from serve.places import Places, answer_address
 from serve.talk import FAILURES, MAX_QUESTION_CHARACTERS, Talk, Talker, Turn, sentence
-from serve.uploads import Uploads
+from serve.uploads import MAX_AGE_S, Uploads
 from serve.why import attribute
 
 # Uploads: looked at every minute, deleted when an hour old.
-DELETE_CACHE_S = (60, 3600)
+DELETE_CACHE_S = (60, MAX_AGE_S)
 HIDDEN: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
 # One answer at a time.
 ON_MODEL: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
@@ -52,9 +52,7 @@ class ChatPage:
         options: What is offered.
     """
 
-    def __init__(
-        self, predictor: AddressPredictor, uploads: Uploads | None = None, options: PageOptions | None = None
-    ) -> None:
+    def __init__(self, predictor: AddressPredictor, uploads: Uploads, options: PageOptions | None = None) -> None:
         self._predictor = predictor
         self._uploads = uploads
         self.options = options or PageOptions()
@@ -107,9 +105,8 @@ class ChatPage:
                 trigger(self.reset, None, [photo, more, *shown], cancels=running, queue=False, **HIDDEN)
             chat.clear(self.forget, talk, shown, cancels=running, queue=False, **HIDDEN)
             check.change(self.check_position, [talk, check], position, queue=False, **HIDDEN)
-            if self._uploads is not None:
-                page.unload(self._uploads.forget_visitor)
-            Api(self.talker).add(photo, question, ON_MODEL)
+            page.unload(self._uploads.forget_visitor)
+            Api(self.talker, self._uploads).add(photo, question, ON_MODEL)
         page.queue(max_size=self.options.max_waiting)
         return page
 
@@ -161,7 +158,7 @@ class ChatPage:
     ) -> Iterator[tuple[Any, ...]]:
         """New photos: their candidates at once, then the answer to the question, word by word."""
         photos = [Path(p) for p in [photo, *(more or [])] if p]
-        if self._uploads is not None and request is not None:
+        if request is not None:
             self._uploads.remember(request.session_hash or "", photos)
         talk = Talk(photos)
         status = texts.STATUS_TOGETHER.format(count=len(photos)) if len(photos) > 1 else texts.STATUS_NEW

@@ -2,10 +2,16 @@
 
 import contextlib
 import threading
-from collections.abc import Iterable
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import gradio as gr
+
+MAX_AGE_S = 3600
+# An upload that has not grown for so long will not go on.
+STRAY_S = 120
 
 
 class Uploads:
@@ -27,6 +33,27 @@ class Uploads:
             before = self._photos.get(visitor, set())
             self._photos[visitor] = now
             self._delete(before - now)
+
+    @contextlib.contextmanager
+    def borrow(self, photos: Sequence[Path]) -> Iterator[None]:
+        """Keeps photos for one call of a program, and deletes them after it unless a visitor uses them too."""
+        call = f"call-{uuid.uuid4()}"
+        self.remember(call, photos)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._delete(self._photos.pop(call, set()))
+
+    def sweep(self, now: float | None = None) -> None:
+        """Deletes what nobody gave back: photos older than an hour, and halves of uploads that broke off."""
+        now = time.time() if now is None else now
+        for path in self.folder.rglob("*"):
+            # Gradio gives whole uploads a folder of their own; what is still arriving lies beside these.
+            limit_s = STRAY_S if path.parent == self.folder else MAX_AGE_S
+            with contextlib.suppress(OSError):  # it may just be deleted, or be a folder that is not empty
+                if path.is_file() and now - path.stat().st_mtime > limit_s:
+                    path.unlink()
 
     def forget_visitor(self, request: gr.Request) -> None:
         """Deletes what only this visitor used; called when the page is closed."""

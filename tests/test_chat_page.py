@@ -3,6 +3,7 @@
 import copy
 from dataclasses import replace
 from html import unescape
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -15,14 +16,18 @@ from serve import texts
 from serve.about import about_text
 from serve.page import ChatPage, PageOptions
 from serve.talk import Talk
+from serve.uploads import Uploads
 from tests.test_chat import photos, predictor
 
 __all__ = ["photos", "predictor"]
 
 
+NO_UPLOADS = Uploads(Path("/nonexistent"))
+
+
 @pytest.fixture
 def page(predictor: AddressPredictor) -> ChatPage:
-    return ChatPage(predictor)
+    return ChatPage(predictor, NO_UPLOADS)
 
 
 def _talk_and_view(steps) -> tuple[Talk, list[dict], str]:
@@ -117,7 +122,7 @@ def test_only_what_the_addresses_can_answer_is_suggested(page, predictor, monkey
     assert page.follow_ups == list(texts.FOLLOW_UPS.values())
     bare = [replace(r, address=replace(r.address, neighbourhood="", city="")) for r in predictor.gallery]
     monkeypatch.setattr(predictor, "gallery", bare)
-    assert ChatPage(predictor).follow_ups == [texts.FOLLOW_UPS[STREET], texts.FOLLOW_UPS[BETWEEN]]
+    assert ChatPage(predictor, NO_UPLOADS).follow_ups == [texts.FOLLOW_UPS[STREET], texts.FOLLOW_UPS[BETWEEN]]
 
 
 def test_markup_in_names_is_shown_and_not_run(page, photos) -> None:
@@ -216,7 +221,7 @@ def test_the_model_never_reads_measured_answers(page, photos, tiny_folders, monk
 
 
 def test_an_answer_that_takes_too_long_is_cut(predictor, photos) -> None:
-    page = ChatPage(predictor, options=PageOptions(time_limit_s=1e-9))
+    page = ChatPage(predictor, NO_UPLOADS, options=PageOptions(time_limit_s=1e-9))
     talk, shown, _ = _talk_and_view(page.start(str(photos[0][0]), None, PUBLISHED_QUESTION))
     assert photos[0][1].startswith(shown[1]["content"])
     assert len(shown[1]["content"]) < len(photos[0][1])
@@ -234,7 +239,7 @@ def calibrated(predictor: AddressPredictor, **changes) -> AddressPredictor:
 def test_what_is_not_sure_or_not_of_this_city_is_said(predictor, photos) -> None:
     path = photos[0][0]
     for changes, sentence in (({}, ""), ({"sure_from": 1.01}, "I am not sure"), ({"here_from": 1.01}, "not look like")):
-        page = ChatPage(calibrated(predictor, **changes))
+        page = ChatPage(calibrated(predictor, **changes), NO_UPLOADS)
         _, shown, _ = _talk_and_view(page.start(str(path), None, PUBLISHED_QUESTION))
         assert len(shown) == (3 if sentence else 2)
         assert sentence in shown[-1]["content"]
@@ -244,7 +249,7 @@ def test_what_is_not_sure_or_not_of_this_city_is_said(predictor, photos) -> None
 
 
 def test_how_sure_says_the_probabilities(predictor, photos) -> None:
-    page = ChatPage(calibrated(predictor))
+    page = ChatPage(calibrated(predictor), NO_UPLOADS)
     talk = Talk([photos[0][0]], [], page.talker.look([photos[0][0]]))
     _, shown, _ = _talk_and_view(page.how_sure(talk))
     best = talk.finding.candidates[0]

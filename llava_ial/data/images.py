@@ -1,6 +1,7 @@
 """Reading a photo: the one function for training, evaluation and chat, so that all see the same pixels."""
 
 import struct
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -72,10 +73,12 @@ def upright_rgb(image: Image.Image) -> Image.Image:
 
 def _orientation(image: Image.Image) -> int:
     """EXIF orientation, 1 if there is none; a photo with damaged EXIF is still a photo."""
-    try:
-        value = image.getexif().get(_EXIF_ORIENTATION, 1)
-    except (SyntaxError, ValueError, TypeError, KeyError, OSError, struct.error):
-        return 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Pillow warns of corrupt directories and reads what is left of them
+        try:
+            value = image.getexif().get(_EXIF_ORIENTATION, 1)
+        except (SyntaxError, ValueError, TypeError, KeyError, OSError, struct.error):
+            return 1
     return value if isinstance(value, int) else 1
 
 
