@@ -3,6 +3,7 @@
 Every function works without a process group too, where it is the identity: a script needs no second path.
 """
 
+import datetime
 import gc
 import os
 import sys
@@ -17,6 +18,7 @@ from llava_ial.errors import UserError
 
 ResultT = TypeVar("ResultT")
 _LOCK_FREE_S = 0.1
+_LONGEST_WORK = datetime.timedelta(days=7)
 
 
 def world_size() -> int:
@@ -32,6 +34,15 @@ def rank() -> int:
 def is_main_process() -> bool:
     """True on the one process that writes files and prints."""
     return rank() == 0
+
+
+def join_processes() -> None:
+    """Joins the processes of a launcher that work side by side and train nothing together; alone it does nothing.
+
+    They exchange results through the CPU and may wait for each other for long: one may have much more to do.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not _is_distributed():
+        dist.init_process_group("gloo", timeout=_LONGEST_WORK)
 
 
 def refuse_wrong_world_size(expected: int, joined: int | None = None) -> None:

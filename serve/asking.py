@@ -1,11 +1,20 @@
 """The questions of a split put to a model, with their own photos and, as a control, with others."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from llava_ial.conversation import Message, user_question
 from llava_ial.data.dataset import IALDataset, Sample
-from llava_ial.evaluation.generation import Answerer, PredictionFile, ask_all
-from llava_ial.evaluation.metrics import AddressMetrics, ScoredAnswer, Truth, score_answer, score_answers, summarise
+from llava_ial.evaluation.generation import Answerer, Failure, PredictionFile, as_record, ask_all
+from llava_ial.evaluation.metrics import (
+    ERROR,
+    AddressMetrics,
+    ScoredAnswer,
+    Truth,
+    score_answer,
+    score_answers,
+    summarise,
+)
 from llava_ial.evaluation.places import Places
 from llava_ial.evaluation.questions import Question, QuestionList, with_shuffled_photos
 from llava_ial.gazetteer import Gazetteer
@@ -15,6 +24,7 @@ from llava_ial.records import PredictionRecord
 from serve.evaluate_settings import EvaluateConfig
 
 PREDICTIONS, SHUFFLED = "predictions.jsonl", "predictions_shuffled.jsonl"
+TURN = "predictions_turn_{}.jsonl"
 CONTROL_TASKS = (WHERE, STREET)
 
 
@@ -46,23 +56,15 @@ class Asking:
     Args:
         config: Settings of the evaluation.
         dataset: Holds photos and candidates.
-        truths: Of the photos of the split.
-        image_file: Where they lie.
+        samples: Photos of the split.
         places: Geometry of the candidates.
     """
 
-    def __init__(
-        self,
-        config: EvaluateConfig,
-        dataset: IALDataset,
-        truths: Mapping[str, Truth],
-        image_file: Mapping[str, str],
-        places: Places,
-    ) -> None:
+    def __init__(self, config: EvaluateConfig, dataset: IALDataset, samples: Sequence[Sample], places: Places) -> None:
         self._config = config
         self._gazetteer = Gazetteer([record.address for record in dataset.gallery])
-        self._truths = truths
-        self._image_file = {image_id: dataset.image_file(path) for image_id, path in image_file.items()}
+        self._truths = truths_of(samples)
+        self._image_file = {s.photo.image_id: dataset.image_file(s.photo.image_path) for s in samples}
         self._places = places
 
     def answers(self, model: Answerer, questions: QuestionList) -> AnswerSet:
@@ -79,6 +81,35 @@ class Asking:
         pairs = {(question.image_id, question.shown_image_id) for question in shuffled}
         num_same = sum(street_of[image] == street_of[shown] for image, shown in pairs)
         return self._ask(model, shuffled, SHUFFLED, "photos shuffled"), num_same
+
+    def dialogues(self, model: Answerer, questions: QuestionList, fresh: AnswerSet) -> AnswerSet | None:
+        """The questions that an earlier turn gives away, after the model's own earlier answers.
+
+        Args:
+            model: Is asked.
+            questions: Of the split.
+            fresh: Answers to questions in dialogues of their own; a first turn is one and is not asked again.
+        """
+        if not self._config.dialogues or not questions.dialogues:
+            return None
+        told = {line.question_id: line for line in fresh.predictions}
+        for turn in range(max(len(dialogue) for dialogue in questions.dialogues)):
+            asked = [
+                replace(dialogue[turn], history=_history(dialogue[:turn], told))
+                for dialogue in questions.dialogues
+                if turn < len(dialogue) and _can_go_on(dialogue[:turn], told)
+            ]
+            asked = [question for question in asked if turn > 0 or question.question_id not in told]
+            if asked:
+                said = self._ask(model, asked, TURN.format(turn + 1), f"dialogues, turn {turn + 1}").predictions
+                told |= {line.question_id: line for line in said}
+        lost = Failure("an earlier turn of its dialogue has no answer")
+        turns = [question for dialogue in questions.dialogues for question in dialogue]
+        return self._score([
+            told.get(question.question_id) or as_record(question, lost)
+            for question in turns
+            if question.question_id in questions.given_away
+        ])  # fmt: skip
 
     def _ask(self, model: Answerer, questions: Sequence[Question], file: str, title: str) -> AnswerSet:
         predictions = ask_all(
@@ -107,3 +138,16 @@ class Asking:
     def _names_street(self, prediction: PredictionRecord) -> bool | None:
         truth = self._truths[prediction.image_id]
         return score_answer(prediction, truth, self._gazetteer).scores.get("street_accuracy")
+
+
+def _can_go_on(earlier: Sequence[Question], told: Mapping[str, PredictionRecord]) -> bool:
+    return all(q.question_id in told and told[q.question_id].finish_reason != ERROR for q in earlier)
+
+
+def _history(earlier: Sequence[Question], told: Mapping[str, PredictionRecord]) -> tuple[Message, ...]:
+    """A dialogue so far, with the model's own answers; an empty one would be no turn."""
+    turns: list[Message] = []
+    for question in earlier:
+        turns.append(Message("user", question.text) if turns else user_question(question.text))
+        turns.append(Message("assistant", told[question.question_id].answer or "..."))
+    return tuple(turns)

@@ -1,11 +1,13 @@
 """What ``--model``, ``--server`` and ``--predictions`` come to: who is asked, checked before and opened late."""
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from transformers.utils import logging as transformers_logging
 
 from llava_ial.data.dataset import IALDataset
+from llava_ial.distributed import world_size
 from llava_ial.errors import UserError
 from llava_ial.evaluation.generation import Answerer
 from llava_ial.evaluation.ranking import Scores
@@ -52,7 +54,7 @@ def open_backend(config: EvaluateConfig) -> Backend:
         settings = ServerSettings(config.server, name, config.concurrency, config.retries, config.timeout_s)
         return Backend(CompletionsClient(settings))
     transformers_logging.disable_progress_bar()
-    device = choose_device(config.device)
+    device = own_device(config.device)
     dtype = DTYPES[config.dtype] or choose_dtype(device)
     if not is_own_folder(config):
         return Backend(ImageTextModel(name, device=device, dtype=dtype))
@@ -62,3 +64,9 @@ def open_backend(config: EvaluateConfig) -> Backend:
 def as_backend(predictor: AddressPredictor) -> Backend:
     """A predictor of this project."""
     return Backend(predictor if predictor.can_answer else None, predictor.probabilities)
+
+
+def own_device(name: str) -> str:
+    """The device of this process; of several processes on one machine each takes a GPU of its own."""
+    device = choose_device(name)
+    return f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" and world_size() > 1 else device

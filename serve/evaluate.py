@@ -3,6 +3,7 @@
     python -m serve.evaluate --model runs/demo/stage2 --data runs/demo/data --split test --output runs/demo/evaluation
 
     python -m serve.evaluate --model NAME --server https://api.openai.com/v1 --data runs/demo/data --output runs/hosted
+    accelerate launch --multi_gpu --num_processes 8 -m serve.evaluate --model runs/large/stage2 ...
     python -m serve.evaluate --predictions answers.jsonl --data runs/demo/data --output runs/others
 
 A folder of stage 1 is measured too, by its ranking alone. Beside the answers stands a control: the questions "where"
@@ -23,13 +24,15 @@ from typing import Any
 
 from llava_ial.config import parse_config, save_config
 from llava_ial.data.dataset import IALDataset
+from llava_ial.distributed import is_main_process, join_processes, run_on_main_process, shut_down
 from llava_ial.errors import UserError, run_command
 from llava_ial.evaluation.baselines import Baselines
-from llava_ial.evaluation.questions import load_questions
+from llava_ial.evaluation.questions import QuestionList, load_questions
 from llava_ial.evaluation.ranking import rank_photos
 from llava_ial.inference import choose_device
 from llava_ial.manifest import FolderState, claim_folder, publish_manifest, read_manifest, write_json, write_text
-from serve.asking import PREDICTIONS, Asking, truths_of
+from llava_ial.records import PredictionRecord
+from serve.asking import PREDICTIONS, Asking
 from serve.backends import Backend, can_answer, open_backend
 from serve.comparison import KIND, compare, refuse_other
 from serve.evaluate_settings import EvaluateConfig, identity_of, refuse_impossible
@@ -42,7 +45,9 @@ SUMMARY, REPORT = "metrics.md", "report.html"
 def main() -> None:
     """Reads the settings, checks, asks, measures, writes."""
     (config,) = parse_config(EvaluateConfig, description=__doc__ or "")
+    join_processes()
     evaluate(config)
+    shut_down()
 
 
 def evaluate(config: EvaluateConfig, backend: Backend | None = None) -> dict[str, Any]:
@@ -67,32 +72,51 @@ def evaluate(config: EvaluateConfig, backend: Backend | None = None) -> dict[str
     if config.compare:
         refuse_other(config.compare, dataset, config.split)
     identity, parents = identity_of(config, dataset)
-    if claim_folder(config.output, KIND, identity) is FolderState.COMPLETE:
-        print((config.output / SUMMARY).read_text(encoding="utf-8"))
-        print(f"{config.output}: already complete")
-        if config.compare:
-            compare(config.output, config.compare, dataset, truths_of(samples), config.seed)
-        return dict(read_manifest(config.output, KIND)["metrics"])
-    backend = backend or open_backend(config)
-    save_config(config.output / "config.yaml", config)
-
+    state = run_on_main_process(lambda: claim_folder(config.output, KIND, identity))
     results = Results(dataset, samples, config.split, config.seed)
+    if state is not FolderState.COMPLETE:
+        _measure(config, results, backend or open_backend(config), questions, given)
+        if baselines and is_main_process():
+            results.add_baselines(baselines.rank(samples))
+
+    def finish() -> dict[str, Any]:
+        metrics = (
+            _repeat(config) if state is FolderState.COMPLETE else _publish(config, results, identity, parents, started)
+        )
+        if config.compare:
+            compare(config.output, config.compare, dataset, results.truths, config.seed)
+        return metrics
+
+    return run_on_main_process(finish)
+
+
+def _measure(
+    config: EvaluateConfig,
+    results: Results,
+    backend: Backend,
+    questions: QuestionList | None,
+    given: list[PredictionRecord] | None,
+) -> None:
+    """Ranks the photos and asks the questions; all processes do their share and have all results."""
     if backend.scores_of:
-        results.add_ranking(rank_photos(backend.scores_of, dataset, samples))
-    if baselines:
-        results.add_baselines(baselines.rank(samples))
-    if questions:
-        image_file = {sample.photo.image_id: sample.photo.image_path for sample in samples}
-        asking = Asking(config, dataset, results.truths, image_file, results.places)
-        if given:
-            results.add_answers(questions, asking.keep(questions, given), None, 0)
-        elif backend.answerer:
-            answers = asking.answers(backend.answerer, questions)
-            results.add_answers(questions, answers, *asking.control(backend.answerer, questions))
-    metrics = _publish(config, results, identity, parents, started)
-    if config.compare:
-        compare(config.output, config.compare, dataset, results.truths, config.seed)
-    return metrics
+        results.add_ranking(rank_photos(backend.scores_of, results.dataset, results.samples))
+    if not questions:
+        return
+    asking = Asking(config, results.dataset, results.samples, results.places)
+    if given:
+        results.add_answers(questions, asking.keep(questions, given), None, 0)
+    elif backend.answerer:
+        answers = asking.answers(backend.answerer, questions)
+        results.add_answers(questions, answers, *asking.control(backend.answerer, questions))
+        if dialogues := asking.dialogues(backend.answerer, questions, answers):
+            results.add_dialogues(dialogues)
+
+
+def _repeat(config: EvaluateConfig) -> dict[str, Any]:
+    """Says again what a finished evaluation has found."""
+    print((config.output / SUMMARY).read_text(encoding="utf-8"))
+    print(f"{config.output}: already complete")
+    return dict(read_manifest(config.output, KIND)["metrics"])
 
 
 def _publish(
@@ -100,6 +124,7 @@ def _publish(
 ) -> dict[str, Any]:
     """Writes and prints the results; the manifest only if every question has an answer."""
     summary = results.summary()
+    save_config(config.output / "config.yaml", config)
     for name, text in results.tables().items():
         write_text(config.output / name, text)
     write_json(config.output / "metrics.json", results.metrics)

@@ -50,6 +50,9 @@ class EvaluateConfig:
         default_factory=lambda: list(TASKS), metadata={"help": f"kinds of questions to ask: {', '.join(TASKS)}"}
     )
     shuffle_photos: bool = field(default=True, metadata={"help": "also ask with the photos shuffled, as a control"})
+    dialogues: bool = field(
+        default=True, metadata={"help": "also ask the questions that an earlier turn gives away, in their dialogues"}
+    )
     baselines: str | None = field(
         default=None,
         metadata={
@@ -101,7 +104,7 @@ def identity_of(config: EvaluateConfig, dataset: IALDataset) -> tuple[dict[str, 
         parents["model"] = f"{config.server or 'transformers'}: {config.model}"
     else:
         parents["model"] = file_hash(Path(str(config.model)) / MANIFEST)
-    names = ("split", "tasks", "shuffle_photos", "max_new_tokens", "seed", "baselines", "photos_in_report")
+    names = ("split", "tasks", "shuffle_photos", "dialogues", "max_new_tokens", "seed", "baselines", "photos_in_report")
     # What "auto" comes to: half of the answers in one type and half in another would be no evaluation.
     dtype = DTYPES[config.dtype] or choose_dtype(choose_device(config.device))
     return {name: getattr(config, name) for name in names} | {"dtype": str(dtype)} | parents, parents

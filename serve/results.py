@@ -38,11 +38,13 @@ class Results:
 
     def __init__(self, dataset: IALDataset, samples: Sequence[Sample], split: str, seed: int) -> None:
         self.dataset = dataset
+        self.samples = samples
         self.truths = truths_of(samples)
         self.places = Places(dataset.gallery)
         self.ranked: list[RankedPhoto] = []
         self.answers: AnswerSet | None = None
         self.control: AnswerSet | None = None
+        self.dialogues: AnswerSet | None = None
         self.metrics: dict[str, Any] = {"split": split, "num_photos": len(samples)}
         self._seed = seed
         self._agreement: dict[str, Rate] = {}
@@ -50,13 +52,17 @@ class Results:
 
     @property
     def num_answers(self) -> int:
-        """Questions that were answered, those of the control with them."""
-        return sum(answers.metrics.num_answers for answers in (self.answers, self.control) if answers)
+        """Questions that were answered, those of the control and of the dialogues with them."""
+        return sum(answers.metrics.num_answers for answers in self._all)
 
     @property
     def num_failed(self) -> int:
         """Questions without an answer, because of an error."""
-        return sum(answers.metrics.num_failed for answers in (self.answers, self.control) if answers)
+        return sum(answers.metrics.num_failed for answers in self._all)
+
+    @property
+    def _all(self) -> list[AnswerSet]:
+        return [answers for answers in (self.answers, self.control, self.dialogues) if answers]
 
     def add_ranking(self, ranked: list[RankedPhoto]) -> None:
         """The places of the photos by the model's encoder."""
@@ -95,6 +101,15 @@ class Results:
         if control:
             self.metrics["shuffled_photos"] = asdict(control.metrics) | {"num_same_street": num_same_street}
 
+    def add_dialogues(self, dialogues: AnswerSet) -> None:
+        """Questions that an earlier turn of their dialogue gives away, with the model's own earlier answers."""
+        self.dialogues = dialogues
+        said = [*(self.answers.scored if self.answers else []), *dialogues.scored]
+        agreement = consistency(said, seed=self._seed)
+        self.metrics["dialogues"] = asdict(dialogues.metrics) | {
+            "consistency": {name: asdict(rate) for name, rate in agreement.items()}
+        }
+
     def summary(self) -> str:
         """The evaluation in Markdown."""
         facts = {name: self.metrics[name] for name in ("split", "num_photos")}
@@ -103,7 +118,8 @@ class Results:
         rankings = {ENCODER: self.metrics["ranking"]} if "ranking" in self.metrics else {}
         rankings |= self.metrics.get("baselines", {})
         answers, control = (part.metrics if part else None for part in (self.answers, self.control))
-        return format_summary(answers, control, rankings, facts, self._agreement)
+        dialogues = self.dialogues.metrics if self.dialogues else None
+        return format_summary(answers, control, rankings, facts, self._agreement, dialogues)
 
     def report(self, title: str, *, has_photos: bool) -> str:
         """The evaluation as one HTML file; without photos where they are not to be shown."""
@@ -120,7 +136,7 @@ class Results:
 
     def billed(self, price_in: float, price_out: float) -> dict[str, float]:
         """Tokens that a server has counted, and what they cost at prices per million; nothing if none were counted."""
-        lines = [line for part in (self.answers, self.control) if part for line in part.predictions]
+        lines = [line for part in self._all for line in part.predictions]
         counted = [line for line in lines if line.prompt_tokens is not None]
         if not counted:
             return {}

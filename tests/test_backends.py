@@ -199,7 +199,8 @@ def test_an_evaluation_over_a_server_counts_tokens_and_asks_failed_ones_again(ti
         says("The address of this photo might be Amber Street, Old Town, Tinytown, TT, Toyland.")(handler, body)
 
     config = EvaluateConfig(
-        tiny_folders.data, tmp_path / "out", "hosted", split="train", shuffle_photos=False, retries=0, concurrency=1,
+        tiny_folders.data, tmp_path / "out", "hosted", split="train", shuffle_photos=False, dialogues=False, retries=0,
+        concurrency=1,
         price_in=2.0, price_out=10.0,
     )  # fmt: skip
     with server(answers, fails(500), answers) as (config.server, asked):

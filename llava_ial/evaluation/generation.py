@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from llava_ial.conversation import Message
 from llava_ial.data.images import load_photo
+from llava_ial.distributed import is_main_process, rank, run_on_every_process, run_on_main_process, world_size
 from llava_ial.errors import UserError
 from llava_ial.evaluation.metrics import ERROR
 from llava_ial.evaluation.questions import Question
@@ -101,6 +102,8 @@ def ask_all(
 ) -> list[PredictionRecord]:
     """Answers to all questions; those that ``path`` already holds are not asked again, failed ones are.
 
+    Several processes share the photos and all get the answers.
+
     Args:
         model: Is asked.
         questions: Each is a dialogue of its own.
@@ -111,20 +114,49 @@ def ask_all(
         is_right: For the running share in the progress bar; None for an answer that does not count in it.
         title: Of the progress bar.
     """
-    file = PredictionFile(path)
+    file = run_on_main_process(lambda: _gather_parts(path))
     open_questions = _by_photo([q for q in questions if _is_open(file.by_question.get(q.question_id))])
+    own = _share(open_questions)
+    mine = file if world_size() == 1 else PredictionFile(_part_path(path, rank()))
     verdicts = [is_right(record) for record in file.by_question.values() if record.finish_reason != ERROR]
     num_done = len(questions) - len(open_questions)
-    with tqdm(total=len(questions), initial=num_done, desc=title, unit=" answers", smoothing=0.05) as progress:
-        for part in _parts(open_questions, batch_size * _BATCHES_PER_WRITE):
-            records = _ask(model, part, image_file, batch_size=batch_size, max_new_tokens=max_new_tokens)
-            file.append(records)
-            verdicts += [is_right(record) for record in records if record.finish_reason != ERROR]
-            counted = [verdict for verdict in verdicts if verdict is not None]
-            progress.update(len(part))
-            if counted:
-                progress.set_postfix_str(f"{sum(counted) / len(counted):.1%} right so far")
-    return file.finish(questions)
+
+    def ask_own() -> None:
+        with tqdm(
+            total=num_done + len(own), initial=num_done, desc=title, unit=" answers", smoothing=0.05,
+            disable=not is_main_process(),
+        ) as progress:  # fmt: skip
+            for part in _parts(own, batch_size * _BATCHES_PER_WRITE):
+                records = _ask(model, part, image_file, batch_size=batch_size, max_new_tokens=max_new_tokens)
+                mine.append(records)
+                verdicts.extend(is_right(record) for record in records if record.finish_reason != ERROR)
+                counted = [verdict for verdict in verdicts if verdict is not None]
+                progress.update(len(part))
+                if counted:
+                    progress.set_postfix_str(f"{sum(counted) / len(counted):.1%} right so far")
+
+    run_on_every_process(ask_own)
+    return run_on_main_process(lambda: _gather_parts(path).finish(questions))
+
+
+def _part_path(path: Path, process: int) -> Path:
+    return path.with_name(f"{path.stem}.{process}.part")
+
+
+def _gather_parts(path: Path) -> PredictionFile:
+    """The predictions with what single processes have written beside them, in this run or in one that was killed."""
+    file = PredictionFile(path)
+    for part in sorted(path.parent.glob(f"{path.stem}.*.part")):
+        file.append(PredictionFile(part).by_question.values())
+        part.unlink()
+    return file
+
+
+def _share(questions: Sequence[Question]) -> list[Question]:
+    """The questions of this process: all of a photo or none."""
+    photos = list(dict.fromkeys(question.shown_image_id for question in questions))
+    own = set(photos[rank() :: world_size()])
+    return [question for question in questions if question.shown_image_id in own]
 
 
 def _ask(

@@ -9,17 +9,19 @@ from llava_ial.conversation import IMAGE_TOKEN, Message, user_question
 from llava_ial.data.dataset import IALDataset
 from llava_ial.errors import UserError
 from llava_ial.prompts import TASKS
+from llava_ial.records import ConversationRecord
 
 
 @dataclass(frozen=True)
 class Question:
-    """One question, asked in a dialogue of its own.
+    """One question, asked in a dialogue of its own or, with a ``history``, later in one.
 
     Attributes:
         image_id: Photo whose address is asked for.
         shown_image_id: Photo that the model sees; another one in the control with shuffled photos.
         text: Without the image mark.
         expected: The data set's answer.
+        history: Earlier turns; the first message begins with the image mark.
     """
 
     question_id: str
@@ -28,26 +30,37 @@ class Question:
     task: str
     text: str
     expected: str
+    history: tuple[Message, ...] = ()
 
     @property
     def messages(self) -> list[Message]:
         """The dialogue that the model is asked to continue."""
-        return [user_question(self.text)]
+        return [*self.history, Message("user", self.text)] if self.history else [user_question(self.text)]
 
 
 @dataclass(frozen=True)
 class QuestionList:
-    """The questions of a split, and how many were left out and why."""
+    """The questions of a split, and how many were left out and why.
+
+    Attributes:
+        asked: Each in a dialogue of its own.
+        dialogues: Turn by turn, up to the last one that an earlier turn gives away.
+        num_given_away: Questions whose answer stands in an earlier turn; they are asked in ``dialogues`` alone.
+        given_away: Their ids.
+    """
 
     asked: list[Question]
     num_given_away: int
     num_other_tasks: int
+    dialogues: list[list[Question]]
+    given_away: frozenset[str]
 
 
 def load_questions(dataset: IALDataset, split: str, tasks: Sequence[str] = TASKS) -> QuestionList:
     """The questions of a split in table order.
 
-    A question whose answer stands in an earlier turn of its dialogue is left out: there it measures reading.
+    A question whose answer stands in an earlier turn of its dialogue measures reading: it is asked in its dialogue
+    alone, apart.
 
     Raises:
         UserError: A kind of question that is unknown, or nothing to ask.
@@ -55,23 +68,37 @@ def load_questions(dataset: IALDataset, split: str, tasks: Sequence[str] = TASKS
     if unknown := set(tasks) - set(TASKS):
         raise UserError(f"--tasks: unknown kind of question '{min(unknown)}'; allowed: {', '.join(TASKS)}")
     asked: list[Question] = []
-    num_given_away = num_other_tasks = 0
+    dialogues: list[list[Question]] = []
+    given_away: set[str] = set()
+    num_other_tasks = 0
     for record in dataset.conversations(split):
-        turns = zip(record.question_ids, record.tasks, record.is_given_away, strict=True)
-        for position, (question_id, task, is_given_away) in enumerate(turns):
-            if task not in TASKS:
-                raise UserError(f"{dataset.folder}: question {question_id} is of the unknown kind '{task}'")
-            if task not in tasks:
+        turns = _turns(record, dataset)
+        last = -1
+        for position, (turn, is_given_away) in enumerate(zip(turns, record.is_given_away, strict=True)):
+            if turn.task not in tasks:
                 num_other_tasks += 1
             elif is_given_away:
-                num_given_away += 1
+                given_away.add(turn.question_id)
+                last = position
             else:
-                question, answer = record.messages[2 * position : 2 * position + 2]
-                text = question.content.replace(IMAGE_TOKEN, "").strip()
-                asked.append(Question(question_id, record.image_id, record.image_id, task, text, answer.content))
+                asked.append(turn)
+        if last >= 0:
+            dialogues.append(turns[: last + 1])
     if not asked:
         raise UserError(f"{dataset.folder}: split '{split}' has no question of the kinds {', '.join(tasks)}")
-    return QuestionList(asked, num_given_away, num_other_tasks)
+    return QuestionList(asked, len(given_away), num_other_tasks, dialogues, frozenset(given_away))
+
+
+def _turns(record: ConversationRecord, dataset: IALDataset) -> list[Question]:
+    """The questions of a dialogue, each as if it stood alone."""
+    turns = []
+    for position, (question_id, task) in enumerate(zip(record.question_ids, record.tasks, strict=True)):
+        if task not in TASKS:
+            raise UserError(f"{dataset.folder}: question {question_id} is of the unknown kind '{task}'")
+        question, answer = record.messages[2 * position : 2 * position + 2]
+        text = question.content.replace(IMAGE_TOKEN, "").strip()
+        turns.append(Question(question_id, record.image_id, record.image_id, task, text, answer.content))
+    return turns
 
 
 def with_shuffled_photos(

@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from llava_ial.data.dataset import IALDataset, Sample
 from llava_ial.data.images import load_photo
+from llava_ial.distributed import gather_objects, is_main_process, rank, world_size
 from llava_ial.errors import UserError
 from llava_ial.evaluation.retrieval import retrieval_metrics, street_classes, street_ranks, sub_street_ranks
 from llava_ial.evaluation.statistics import clustered_rate
@@ -84,7 +85,7 @@ class Ranker:
 def rank_photos(
     scores_of: Scores, dataset: IALDataset, samples: Sequence[Sample], *, title: str = "ranking"
 ) -> list[RankedPhoto]:
-    """The places of all photos that can be read.
+    """The places of all photos that can be read; several processes share the work and all get the result.
 
     Args:
         scores_of: Scores ``(N, C)`` of every candidate for each of some photos.
@@ -96,14 +97,21 @@ def rank_photos(
         UserError: No photo can be read.
     """
     ranker = Ranker(dataset)
-    ranked: list[RankedPhoto] = []
-    with tqdm(total=len(samples), desc=title, unit=" photos") as progress:
-        for start in range(0, len(samples), _PHOTOS_AT_A_TIME):
+    starts = range(0, len(samples), _PHOTOS_AT_A_TIME)
+    own: dict[int, list[RankedPhoto]] = {}
+    with tqdm(total=len(samples), desc=title, unit=" photos", disable=not is_main_process()) as progress:
+        for start in starts[rank() :: world_size()]:
             part = samples[start : start + _PHOTOS_AT_A_TIME]
             readable = [(sample, photo) for sample in part if (photo := read_photo(dataset, sample)) is not None]
             if readable:
-                ranked += ranker.rank([sample for sample, _ in readable], scores_of([photo for _, photo in readable]))
-            progress.update(len(part))
+                own[start] = ranker.rank(
+                    [sample for sample, _ in readable], scores_of([photo for _, photo in readable])
+                )
+            progress.update(min(len(part) * world_size(), len(samples) - progress.n))
+    found: dict[int, list[RankedPhoto]] = {}
+    for share in gather_objects(own):
+        found |= share
+    ranked = [photo for start in sorted(found) for photo in found[start]]
     if not ranked:
         raise UserError(f"{dataset.folder}: none of the {len(samples)} photos can be read; is --image_root right?")
     return ranked

@@ -32,6 +32,8 @@ RATE_LABELS = {
     "kinds_consistency": "answers to two kinds of questions agree",
 }
 
+_HEAD = ("share", "95 % interval", "answers", "panoramas")
+
 
 def format_summary(
     metrics: AddressMetrics | None,
@@ -39,6 +41,7 @@ def format_summary(
     rankings: Mapping[str, Mapping[str, Any]],
     facts: Mapping[str, Any],
     agreement: Mapping[str, Rate] | None = None,
+    dialogues: AddressMetrics | None = None,
 ) -> str:
     """The evaluation in Markdown.
 
@@ -46,6 +49,7 @@ def format_summary(
         metrics: Of the answers; None for a model that only ranks.
         control: Of the answers with shuffled photos.
         rankings: ``ranking_metrics`` of the encoder and, behind it, of the baselines.
+        dialogues: Of the questions that an earlier turn of their dialogue gives away.
         agreement: Rates of ``llava_ial.evaluation.consistency``.
         facts: ``split``, ``num_photos``, ``num_given_away``, ``num_other_tasks``, ``num_same_street``.
     """
@@ -55,8 +59,12 @@ def format_summary(
         rows = [_row(label, rates[name]) for name, label in RATE_LABELS.items() if name in rates]
         if control and "street_accuracy" in control.rates:
             rows.append(_row("photos shuffled: street named right", control.rates["street_accuracy"]))
-        lines += format_table(["of the answers", "share", "95 % interval", "answers", "panoramas"], rows)
+        lines += format_table(["of the answers", *_HEAD], rows)
         lines += ["", *_counts(metrics, control, facts), ""]
+    if dialogues:
+        rows = [_row(label, dialogues.rates[name]) for name, label in RATE_LABELS.items() if name in dialogues.rates]
+        lines += format_table(["in dialogues, given away by an earlier turn", *_HEAD], rows)
+        lines += [""]
     if rankings:
         lines += _rankings(rankings)
     return "\n".join(lines) + "\n"
@@ -97,7 +105,7 @@ def _counts(metrics: AddressMetrics, control: AddressMetrics | None, facts: Mapp
         f"- {facts['num_photos']} photos, {metrics.num_answers} answers, "
         f"{metrics.num_truncated} of them cut at the length limit",
         f"- {metrics.num_failed + (control.num_failed if control else 0)} failed (no answer; scored nowhere)",
-        f"- {facts['num_given_away']} questions left out: an earlier turn of their dialogue holds the answer",
+        f"- {facts['num_given_away']} questions are given away by an earlier turn of their dialogue: not asked alone",
     ]
     if metrics.distance_m:
         lines.append(
