@@ -17,12 +17,13 @@ from transformers import AutoImageProcessor, AutoTokenizer, BaseImageProcessor, 
 
 from llava_ial.address import Address
 from llava_ial.calibration import Calibration, load_calibration
-from llava_ial.conversation import IMAGE_TOKEN, Message, validate_messages
+from llava_ial.conversation import IMAGE_TOKEN, Message, user_question, validate_messages
 from llava_ial.data.images import load_photo, upright_rgb
-from llava_ial.data.llava import disarm, encode_prompt
+from llava_ial.data.llava import IGNORE_INDEX, disarm, encode_dialogue, encode_prompt
 from llava_ial.errors import UserError
 from llava_ial.manifest import file_hash, read_manifest
 from llava_ial.models.address_clip import AddressCLIP
+from llava_ial.models.closed_list import ChoiceScores, TokenTree, score_choices
 from llava_ial.models.greedy import Prefixes, encode_prefixes, end_token, greedy_tokens, image_features, split_prompt
 from llava_ial.models.llava import ADDRESS_CLIP_KIND, load_address_clip
 from llava_ial.models.llava_folder import ADDRESS_CLIP, LoadedLlava, load_llava_ial
@@ -52,13 +53,16 @@ class Candidate:
 class Answer:
     """An answer in words; ``finish_reason`` is ``stop``, or ``length`` where the limit of tokens cut it.
 
-    The counts of tokens are those that a server bills, None for a model of one's own.
+    The counts of tokens are those that a server bills, None for a model of one's own. An answer chosen from a list
+    comes with the best of the list and their probabilities, best first.
     """
 
     text: str
     finish_reason: str
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    candidates: tuple[str, ...] | None = None
+    probabilities: tuple[float, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,7 @@ class AddressPredictor:
     def __init__(self, encoder: _Encoder, llava: LoadedLlava | None) -> None:
         self._encoder = encoder
         self._llava = llava
+        self._token_trees: dict[tuple[str, ...], TokenTree] = {}
         self.gallery = encoder.gallery
         self.calibration = encoder.calibration
 
@@ -217,6 +222,37 @@ class AddressPredictor:
                 tokens = torch.stack(list(steps), dim=1).tolist()
                 answers.update({i: self._as_answer(ids) for i, ids in zip(rows, tokens, strict=True)})
         return [answers[i] for i in range(len(prompts))]
+
+    def choose_batch(
+        self, dialogues: Sequence[Sequence[Message]], photos: Sequence[Photo], choices: Sequence[Sequence[str]]
+    ) -> list[ChoiceScores]:
+        """How probable the model finds each of a list of answers, per dialogue.
+
+        Args:
+            dialogues: As for ``answer_batch``.
+            photos: One per dialogue.
+            choices: Per dialogue the answers that are possible; equal lists are read once.
+        """
+        llava = self._require_llava()
+        prompts = [self._prompt_ids(messages, 0) for messages in dialogues]
+        scores: dict[int, ChoiceScores] = {}
+        for group in _whole_photos(photos, 1):
+            prefixes = self._prefixes({0: photos[group[0]]}, prompts[group[0]])
+            for i in group:
+                question = split_prompt(llava.model, prompts[i])[1]
+                scores[i] = score_choices(llava.model, prefixes, 0, question, self._token_tree(tuple(choices[i])))
+        return [scores[i] for i in range(len(prompts))]
+
+    def _token_tree(self, texts: tuple[str, ...]) -> TokenTree:
+        """The answers as training saw them, end mark included."""
+        if texts not in self._token_trees:
+            llava = self._require_llava()
+            dialogues = [[user_question("Where?"), Message("assistant", text)] for text in texts]
+            encoded = [encode_dialogue(llava.tokenizer, dialogue, llava.num_image_tokens) for dialogue in dialogues]
+            self._token_trees[texts] = TokenTree(
+                [[label for label in dialogue.labels if label != IGNORE_INDEX] for dialogue in encoded]
+            )
+        return self._token_trees[texts]
 
     def stream(
         self, messages: Sequence[Message], *photos: Photo, max_new_tokens: int = MAX_NEW_TOKENS

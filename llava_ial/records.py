@@ -137,7 +137,8 @@ class PredictionRecord:
 
     ``finish_reason`` is ``stop``, ``length`` or ``error``; an error is retried and never scored as a wrong answer.
     ``shown_image_id`` is the photo that was shown instead of the question's own, in the control with shuffled photos.
-    ``prompt_tokens`` and ``completion_tokens`` are what a server bills.
+    ``prompt_tokens`` and ``completion_tokens`` are what a server bills. ``candidates`` and their ``probabilities`` come
+    with an answer that was chosen from a list, best first.
     """
 
     question_id: str
@@ -151,6 +152,8 @@ class PredictionRecord:
     shown_image_id: str | None = None
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
+    candidates: list[str] | None = None
+    probabilities: list[float] | None = None
 
 
 def arrow_type(annotation: Any) -> pa.DataType:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 
 from llava_ial.conversation import Message, user_question
 from llava_ial.data.dataset import IALDataset, Sample
-from llava_ial.evaluation.generation import Answerer, Failure, PredictionFile, as_record, ask_all
+from llava_ial.evaluation.generation import Ask, Failure, PredictionFile, as_record, ask_all
 from llava_ial.evaluation.metrics import (
     ERROR,
     AddressMetrics,
@@ -24,6 +24,8 @@ from llava_ial.records import PredictionRecord
 from serve.evaluate_settings import EvaluateConfig
 
 PREDICTIONS, SHUFFLED = "predictions.jsonl", "predictions_shuffled.jsonl"
+# Enough questions to sort by length and to share photos; what a kill may lose.
+_BATCHES_PER_WRITE = 4
 TURN = "predictions_turn_{}.jsonl"
 CONTROL_TASKS = (WHERE, STREET)
 
@@ -67,11 +69,11 @@ class Asking:
         self._image_file = {s.photo.image_id: dataset.image_file(s.photo.image_path) for s in samples}
         self._places = places
 
-    def answers(self, model: Answerer, questions: QuestionList) -> AnswerSet:
+    def answers(self, ask: Ask, questions: QuestionList) -> AnswerSet:
         """All questions with their own photos."""
-        return self._ask(model, questions.asked, PREDICTIONS, "answering")
+        return self._ask(ask, questions.asked, PREDICTIONS, "answering")
 
-    def control(self, model: Answerer, questions: QuestionList) -> tuple[AnswerSet | None, int]:
+    def control(self, ask: Ask, questions: QuestionList) -> tuple[AnswerSet | None, int]:
         """The street questions with shuffled photos, and how many of these photos show the true street."""
         asked = [question for question in questions.asked if question.task in CONTROL_TASKS]
         if not self._config.shuffle_photos or not asked or len(self._truths) < 2:
@@ -80,13 +82,13 @@ class Asking:
         shuffled = with_shuffled_photos(asked, street_of, self._config.seed)
         pairs = {(question.image_id, question.shown_image_id) for question in shuffled}
         num_same = sum(street_of[image] == street_of[shown] for image, shown in pairs)
-        return self._ask(model, shuffled, SHUFFLED, "photos shuffled"), num_same
+        return self._ask(ask, shuffled, SHUFFLED, "photos shuffled"), num_same
 
-    def dialogues(self, model: Answerer, questions: QuestionList, fresh: AnswerSet) -> AnswerSet | None:
+    def dialogues(self, ask: Ask, questions: QuestionList, fresh: AnswerSet) -> AnswerSet | None:
         """The questions that an earlier turn gives away, after the model's own earlier answers.
 
         Args:
-            model: Is asked.
+            ask: Answers questions.
             questions: Of the split.
             fresh: Answers to questions in dialogues of their own; a first turn is one and is not asked again.
         """
@@ -101,7 +103,7 @@ class Asking:
             ]
             asked = [question for question in asked if turn > 0 or question.question_id not in told]
             if asked:
-                said = self._ask(model, asked, TURN.format(turn + 1), f"dialogues, turn {turn + 1}").predictions
+                said = self._ask(ask, asked, TURN.format(turn + 1), f"dialogues, turn {turn + 1}").predictions
                 told |= {line.question_id: line for line in said}
         lost = Failure("an earlier turn of its dialogue has no answer")
         turns = [question for dialogue in questions.dialogues for question in dialogue]
@@ -111,14 +113,14 @@ class Asking:
             if question.question_id in questions.given_away
         ])  # fmt: skip
 
-    def _ask(self, model: Answerer, questions: Sequence[Question], file: str, title: str) -> AnswerSet:
+    def _ask(self, ask: Ask, questions: Sequence[Question], file: str, title: str) -> AnswerSet:
+        config = self._config
         predictions = ask_all(
-            model,
+            ask,
             questions,
             self._config.output / file,
             self._image_file,
-            batch_size=self._config.concurrency if self._config.server else self._config.batch_size,
-            max_new_tokens=self._config.max_new_tokens,
+            questions_per_write=_BATCHES_PER_WRITE * (config.concurrency if config.server else config.batch_size),
             is_right=self._names_street,
             title=title,
         )

@@ -1,18 +1,24 @@
 """What ``--model``, ``--server`` and ``--predictions`` come to: who is asked, checked before and opened late."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
+from PIL import Image
 from transformers.utils import logging as transformers_logging
 
+from llava_ial.conversation import Message
 from llava_ial.data.dataset import IALDataset
 from llava_ial.distributed import world_size
 from llava_ial.errors import UserError
-from llava_ial.evaluation.generation import Answerer
+from llava_ial.evaluation.generation import Ask, Failure
+from llava_ial.evaluation.questions import Question
 from llava_ial.evaluation.ranking import Scores
-from llava_ial.inference import AddressPredictor, choose_device, choose_dtype
+from llava_ial.inference import AddressPredictor, Answer, choose_device, choose_dtype
 from llava_ial.manifest import read_manifest
+from serve.closed_answers import FREE, ClosedAnswers
 from serve.completions import CompletionsClient, ServerSettings
 from serve.evaluate_settings import DTYPES, EvaluateConfig, is_own_folder
 from serve.image_text import ImageTextModel
@@ -23,11 +29,11 @@ class Backend:
     """Who is asked.
 
     Attributes:
-        answerer: Answers questions; None for a model that only ranks.
+        ask: Answers questions; None for a model that only ranks.
         scores_of: Scores every candidate for photos; None for a model that does not rank.
     """
 
-    answerer: Answerer | None = None
+    ask: Ask | None = None
     scores_of: Scores | None = None
 
 
@@ -52,18 +58,52 @@ def open_backend(config: EvaluateConfig) -> Backend:
     name = str(config.model)
     if config.server:
         settings = ServerSettings(config.server, name, config.concurrency, config.retries, config.timeout_s)
-        return Backend(CompletionsClient(settings))
+        return Backend(_asks(CompletionsClient(settings), config))
     transformers_logging.disable_progress_bar()
     device = own_device(config.device)
     dtype = DTYPES[config.dtype] or choose_dtype(device)
     if not is_own_folder(config):
-        return Backend(ImageTextModel(name, device=device, dtype=dtype))
-    return as_backend(AddressPredictor.from_pretrained(Path(name), base=config.base, device=device, dtype=dtype))
+        return Backend(_asks(ImageTextModel(name, device=device, dtype=dtype), config))
+    return as_backend(
+        AddressPredictor.from_pretrained(Path(name), base=config.base, device=device, dtype=dtype), config
+    )
 
 
-def as_backend(predictor: AddressPredictor) -> Backend:
+def as_backend(predictor: AddressPredictor, config: EvaluateConfig) -> Backend:
     """A predictor of this project."""
-    return Backend(predictor if predictor.can_answer else None, predictor.probabilities)
+    ask: Ask | None = None
+    if predictor.can_answer:
+        if config.answers == FREE:
+            ask = _asks(predictor, config)
+        else:
+            ask = ClosedAnswers(predictor, config.answers, max_new_tokens=config.max_new_tokens)
+    return Backend(ask, predictor.probabilities)
+
+
+class _Answerer(Protocol):
+    def answer_batch(
+        self,
+        dialogues: Sequence[Sequence[Message]],
+        photos: Sequence[Image.Image],
+        *,
+        batch_size: int,
+        max_new_tokens: int,
+    ) -> Sequence[Answer | Failure]:
+        """One answer, or why there is none, for each dialogue, in order."""
+
+
+def _asks(model: _Answerer, config: EvaluateConfig) -> Ask:
+    """Free text in answer to each question."""
+
+    def ask(questions: Sequence[Question], photos: Sequence[Image.Image]) -> Sequence[Answer | Failure]:
+        return model.answer_batch(
+            [question.messages for question in questions],
+            photos,
+            batch_size=config.batch_size,
+            max_new_tokens=config.max_new_tokens,
+        )
+
+    return ask
 
 
 def own_device(name: str) -> str:

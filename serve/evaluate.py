@@ -105,10 +105,10 @@ def _measure(
     asking = Asking(config, results.dataset, results.samples, results.places)
     if given:
         results.add_answers(questions, asking.keep(questions, given), None, 0)
-    elif backend.answerer:
-        answers = asking.answers(backend.answerer, questions)
-        results.add_answers(questions, answers, *asking.control(backend.answerer, questions))
-        if dialogues := asking.dialogues(backend.answerer, questions, answers):
+    elif backend.ask:
+        answers = asking.answers(backend.ask, questions)
+        results.add_answers(questions, answers, *asking.control(backend.ask, questions))
+        if dialogues := asking.dialogues(backend.ask, questions, answers):
             results.add_dialogues(dialogues)
 
 

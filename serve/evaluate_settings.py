@@ -11,6 +11,7 @@ from llava_ial.errors import UserError
 from llava_ial.inference import MAX_NEW_TOKENS, choose_device, choose_dtype
 from llava_ial.manifest import BUILDING, MANIFEST, file_hash
 from llava_ial.prompts import TASKS
+from serve.closed_answers import FREE, MODES
 from serve.completions import KEY_VARIABLE, ServerSettings
 
 DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -39,6 +40,13 @@ class EvaluateConfig:
     predictions: Path | None = field(
         default=None,
         metadata={"help": "score the answers of this JSONL file (question_id or image_id, and answer) and ask nobody"},
+    )
+    answers: str = field(
+        default=FREE,
+        metadata={
+            "help": "free: text; ranked: the address of the list that the model finds likeliest; constrained: text "
+            "held to the list, token by token. The last two are for a folder of stage 2 and give probabilities"
+        },
     )
     concurrency: int = field(default=8, metadata={"help": "with --server: requests at a time"})
     retries: int = field(default=5, metadata={"help": "with --server: how often a request is tried again"})
@@ -86,6 +94,12 @@ def refuse_impossible(config: EvaluateConfig) -> None:
             raise UserError("--predictions FILE asks nobody: leave --model and --server out")
     elif not config.model:
         raise UserError("--model: name a folder of stage 1 or 2, or a model; or a file of answers with --predictions")
+    if config.answers not in MODES:
+        raise UserError(f"--answers '{config.answers}' is unknown; allowed: {', '.join(MODES)}")
+    if config.answers != FREE and not is_own_folder(config):
+        raise UserError(
+            f"--answers {config.answers} needs a model whose probabilities can be read: a folder of stage 2"
+        )
     if config.server:
         ServerSettings(config.server, str(config.model))
     for name in ("batch_size", "max_new_tokens", "concurrency"):
@@ -104,7 +118,17 @@ def identity_of(config: EvaluateConfig, dataset: IALDataset) -> tuple[dict[str, 
         parents["model"] = f"{config.server or 'transformers'}: {config.model}"
     else:
         parents["model"] = file_hash(Path(str(config.model)) / MANIFEST)
-    names = ("split", "tasks", "shuffle_photos", "dialogues", "max_new_tokens", "seed", "baselines", "photos_in_report")
+    names = (
+        "split",
+        "answers",
+        "tasks",
+        "shuffle_photos",
+        "dialogues",
+        "max_new_tokens",
+        "seed",
+        "baselines",
+        "photos_in_report",
+    )
     # What "auto" comes to: half of the answers in one type and half in another would be no evaluation.
     dtype = DTYPES[config.dtype] or choose_dtype(choose_device(config.device))
     return {name: getattr(config, name) for name in names} | {"dtype": str(dtype)} | parents, parents

@@ -9,6 +9,7 @@ from llava_ial.evaluation.analysis import (
     break_down,
     placings_of_answers,
     placings_of_ranking,
+    reliability,
     reliability_of_ranking,
 )
 from llava_ial.evaluation.consistency import consistency
@@ -20,6 +21,7 @@ from llava_ial.evaluation.ranking import RankedPhoto, ranking_metrics
 from llava_ial.evaluation.report import format_summary
 from llava_ial.evaluation.samples import answers_csv, photos_csv
 from llava_ial.evaluation.statistics import Rate
+from llava_ial.prompts import WHERE
 from serve.asking import AnswerSet, truths_of
 
 ENCODER = "AddressCLIP"
@@ -96,6 +98,11 @@ class Results:
         self.metrics["answers"] = asdict(answers.metrics)
         self._agreement = consistency(answers.scored, seed=self._seed)
         self.metrics["consistency"] = {name: asdict(rate) for name, rate in self._agreement.items()}
+        if sure := [a for a in answers.scored if a.prediction.task == WHERE and a.prediction.probabilities]:
+            confidence = [(answer.prediction.probabilities or [0.0])[0] for answer in sure]
+            self.metrics["answer_reliability"] = reliability(
+                confidence, [a.scores["sub_street_accuracy"] for a in sure]
+            )
         if placings := placings_of_answers(answers.scored, self.dataset.gallery):
             self.metrics["answers_by_place"] = break_down(placings, seed=self._seed)
         if control:

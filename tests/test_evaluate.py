@@ -75,7 +75,7 @@ def _lines(path: Path) -> list[dict]:
 
 
 def test_a_model_that_knows_its_photos_by_heart(config, predictor, capsys) -> None:
-    metrics = evaluate(config, as_backend(predictor))
+    metrics = evaluate(config, as_backend(predictor, config))
     assert metrics["answers"]["rates"]["street_accuracy"]["value"] == 1.0
     assert metrics["answers"]["rates"]["sub_street_accuracy"]["value"] == 1.0
     assert metrics["shuffled_photos"]["rates"]["street_accuracy"]["value"] == 0.0
@@ -110,7 +110,7 @@ def test_a_question_that_is_given_away_is_asked_after_the_models_own_answers(con
             return [Answer("" if len(dialogue) == 1 else "Riverside", "stop") for dialogue in dialogues]
 
     config.shuffle_photos = False
-    metrics = evaluate(config, as_backend(Nonsense(predictor, 0, KeyboardInterrupt())))
+    metrics = evaluate(config, as_backend(Nonsense(predictor, 0, KeyboardInterrupt()), config))
     follow_ups = [dialogue for dialogue in seen if len(dialogue) > 1]
     assert len(follow_ups) == 8
     assert {dialogue[1].content for dialogue in follow_ups} == {"..."}
@@ -119,42 +119,42 @@ def test_a_question_that_is_given_away_is_asked_after_the_models_own_answers(con
     assert metrics["dialogues"]["rates"]["neighbourhood_question_accuracy"]["value"] == 0.5
     assert "neighbourhood_question_accuracy" not in metrics["answers"]["rates"]
     config.output, config.dialogues = config.output.with_name("without"), False
-    assert "dialogues" not in evaluate(config, as_backend(predictor))
+    assert "dialogues" not in evaluate(config, as_backend(predictor, config))
 
 
 @pytest.mark.parametrize("batch_size", [1, 5])
 def test_results_do_not_depend_on_the_batch(config, predictor, batch_size, tmp_path) -> None:
-    evaluate(config, as_backend(predictor))
+    evaluate(config, as_backend(predictor, config))
     expected = _published(config.output)
     config.output, config.batch_size = tmp_path / "other", batch_size
-    evaluate(config, as_backend(predictor))
+    evaluate(config, as_backend(predictor, config))
     assert _published(config.output) == expected
 
 
 def test_stopped_at_any_write_and_continued(config, predictor, tmp_path) -> None:
-    evaluate(config, as_backend(predictor))
+    evaluate(config, as_backend(predictor, config))
     expected = _published(config.output)
     config.batch_size = 1  # four questions between two writes
     for break_at in (1, 2, 3, 5, 6):
         config.output = tmp_path / f"broken-{break_at}"
         broken = Flaky(predictor, break_at, KeyboardInterrupt())
         with pytest.raises(KeyboardInterrupt):
-            evaluate(config, as_backend(broken))
+            evaluate(config, as_backend(broken, config))
         again = Flaky(predictor, 0, KeyboardInterrupt())
-        evaluate(config, as_backend(again))
+        evaluate(config, as_backend(again, config))
         assert len(broken.asked) + len(again.asked) == 24, "asked twice, or not at all"
         assert _published(config.output) == expected
 
 
 @pytest.mark.parametrize("cut", [1, 20, 200])
 def test_a_torn_last_line_is_asked_again(config, predictor, tmp_path, cut) -> None:
-    evaluate(config, as_backend(predictor))
+    evaluate(config, as_backend(predictor, config))
     expected = _published(config.output)
     path = config.output / "predictions.jsonl"
     (config.output / MANIFEST).rename(config.output / "building.json")
     path.write_bytes(path.read_bytes()[:-cut])
     again = Flaky(predictor, 0, KeyboardInterrupt())
-    evaluate(config, as_backend(again))
+    evaluate(config, as_backend(again, config))
     assert len(again.asked) == 1
     assert _published(config.output) == expected
 
@@ -166,18 +166,18 @@ def test_a_broken_line_in_the_middle_is_named(tmp_path) -> None:
 
 
 def test_failed_answers_are_counted_and_retried(config, predictor, tmp_path) -> None:
-    evaluate(config, as_backend(predictor))
+    evaluate(config, as_backend(predictor, config))
     expected = _published(config.output)
     config.output, config.batch_size = tmp_path / "failing", 1
     with pytest.raises(UserError, match="8 questions have no answer"):
-        evaluate(config, as_backend(Flaky(predictor, 2, RuntimeError("out of memory"), num_breaks=5)))
+        evaluate(config, as_backend(Flaky(predictor, 2, RuntimeError("out of memory"), num_breaks=5), config))
     metrics = json.loads((config.output / "metrics.json").read_text())
     assert (metrics["answers"]["num_failed"], metrics["answers"]["num_answers"]) == (4, 4)
     assert metrics["answers"]["rates"]["street_accuracy"]["value"] == 1.0
     failed = [row for row in _lines(config.output / "predictions.jsonl") if row["finish_reason"] == "error"]
     assert [row["error"] for row in failed] == ["RuntimeError: out of memory"] * 4
     again = Flaky(predictor, 0, KeyboardInterrupt())
-    evaluate(config, as_backend(again))
+    evaluate(config, as_backend(again, config))
     assert len(again.asked) == 4 + 4, "the failed ones, and what follows them in their dialogues"
     assert _published(config.output) == expected
 
@@ -188,7 +188,7 @@ def test_an_unreadable_photo_fails_alone(config, predictor, tmp_path) -> None:
     sample = dataset.samples("train")[3]
     dataset.image_file(sample.photo.image_path).write_bytes(b"no image")
     with pytest.raises(UserError, match="3 questions have no answer"):
-        evaluate(config, as_backend(predictor))
+        evaluate(config, as_backend(predictor, config))
     failed = [row for row in _lines(config.output / "predictions.jsonl") if row["finish_reason"] == "error"]
     assert [row["image_id"] for row in failed] == [sample.photo.image_id]
     assert "is no image" in failed[0]["error"]
@@ -231,10 +231,10 @@ def test_another_list_of_addresses_is_refused(config, tmp_path) -> None:
 
 
 def test_another_evaluation_in_the_folder_is_refused(config, predictor) -> None:
-    evaluate(config, as_backend(predictor))
+    evaluate(config, as_backend(predictor, config))
     config.seed = 1
     with pytest.raises(UserError, match="holds another run"):
-        evaluate(config, as_backend(predictor))
+        evaluate(config, as_backend(predictor, config))
 
 
 def test_questions_are_asked_alone_and_without_what_is_given_away(tiny_folders) -> None:
@@ -256,7 +256,7 @@ def test_shuffling_is_a_permutation_that_changes_streets_where_it_can(streets, s
 
 
 def test_two_evaluations_are_compared_question_by_question(config, predictor, tmp_path, capsys) -> None:
-    evaluate(config, as_backend(predictor))
+    evaluate(config, as_backend(predictor, config))
     answers = [json.loads(line) for line in (config.output / "predictions.jsonl").read_text().splitlines()]
     wrong = [row | {"answer": "Nowhere Lane"} if i < 3 else row for i, row in enumerate(answers)]
     (tmp_path / "worse.jsonl").write_text("".join(json.dumps(row) + "\n" for row in wrong))
@@ -281,7 +281,7 @@ def test_two_evaluations_are_compared_question_by_question(config, predictor, tm
 
 @pytest.mark.slow
 def test_the_command_survives_kill_9(config, predictor, tiny_folders, tmp_path) -> None:
-    evaluate(config, as_backend(predictor))
+    evaluate(config, as_backend(predictor, config))
     expected = _published(config.output)
     output = tmp_path / "killed"
     command = [
@@ -304,7 +304,7 @@ def test_the_command_survives_kill_9(config, predictor, tiny_folders, tmp_path) 
 
 @pytest.mark.slow
 def test_two_processes_come_to_the_same_results(config, predictor, tiny_folders, tmp_path) -> None:
-    evaluate(config, as_backend(predictor))
+    evaluate(config, as_backend(predictor, config))
     expected = _published(config.output)
     output = tmp_path / "two"
     launcher = [str(Path(sys.executable).with_name("accelerate")), "launch", "--multi_gpu", "--num_processes", "2"]
@@ -315,7 +315,7 @@ def test_two_processes_come_to_the_same_results(config, predictor, tiny_folders,
     ]  # fmt: skip
     # A process of a run that was killed has left its share behind.
     with pytest.raises(KeyboardInterrupt):
-        evaluate(replace(config, output=output), as_backend(Flaky(predictor, 1, KeyboardInterrupt())))
+        evaluate(replace(config, output=output), as_backend(Flaky(predictor, 1, KeyboardInterrupt()), config))
     rows = (config.output / "predictions.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
     (output / "predictions.7.part").write_text("".join(rows[:3]), encoding="utf-8")
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)

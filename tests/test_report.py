@@ -41,7 +41,7 @@ class Wrong:
 def config(tiny_folders: TinyFolders, tmp_path_factory: pytest.TempPathFactory) -> EvaluateConfig:
     output = tmp_path_factory.mktemp("report") / "out"
     config = EvaluateConfig(tiny_folders.data, output, str(tiny_folders.llava), split="train", max_new_tokens=90)
-    evaluate(config, as_backend(Wrong(AddressPredictor.from_pretrained(tiny_folders.llava))))
+    evaluate(config, as_backend(Wrong(AddressPredictor.from_pretrained(tiny_folders.llava)), config))
     return config
 
 
@@ -77,7 +77,7 @@ def test_one_file_that_needs_no_other(config) -> None:
 
 def test_without_photos_no_pixel_is_in_it(config, tiny_folders, tmp_path) -> None:
     private = replace(config, output=tmp_path / "private", photos_in_report=False)
-    evaluate(private, as_backend(Wrong(AddressPredictor.from_pretrained(tiny_folders.llava))))
+    evaluate(private, as_backend(Wrong(AddressPredictor.from_pretrained(tiny_folders.llava)), config))
     text = (private.output / "report.html").read_text(encoding="utf-8")
     assert "data:image" not in text
     assert text.count("<article") == 8

@@ -6,12 +6,11 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from PIL import Image
 from tqdm import tqdm
 
-from llava_ial.conversation import Message
 from llava_ial.data.images import load_photo
 from llava_ial.distributed import is_main_process, rank, run_on_every_process, run_on_main_process, world_size
 from llava_ial.errors import UserError
@@ -20,9 +19,6 @@ from llava_ial.evaluation.questions import Question
 from llava_ial.inference import Answer
 from llava_ial.manifest import write_text
 from llava_ial.records import PredictionRecord
-
-# Questions answered between two writes, in batches: enough of them to sort by length and to share photos.
-_BATCHES_PER_WRITE = 4
 
 
 @dataclass(frozen=True)
@@ -36,18 +32,8 @@ class StopAskingError(UserError):
     """Something that will be wrong with every further question too, such as a key that a server refuses."""
 
 
-class Answerer(Protocol):
-    """What is evaluated; ``llava_ial.inference.AddressPredictor`` is one."""
-
-    def answer_batch(
-        self,
-        dialogues: Sequence[Sequence[Message]],
-        photos: Sequence[Image.Image],
-        *,
-        batch_size: int,
-        max_new_tokens: int,
-    ) -> Sequence[Answer | Failure]:
-        """One answer, or why there is none, for each dialogue, in order; ``StopAskingError`` ends the evaluation."""
+# One answer, or why there is none, for each question, in order; ``StopAskingError`` ends the evaluation.
+Ask = Callable[[Sequence[Question], Sequence[Image.Image]], Sequence["Answer | Failure"]]
 
 
 class PredictionFile:
@@ -90,13 +76,12 @@ class PredictionFile:
 
 
 def ask_all(
-    model: Answerer,
+    ask: Ask,
     questions: Sequence[Question],
     path: Path,
     image_file: Mapping[str, Path],
     *,
-    batch_size: int,
-    max_new_tokens: int,
+    questions_per_write: int,
     is_right: Callable[[PredictionRecord], bool | None],
     title: str,
 ) -> list[PredictionRecord]:
@@ -105,12 +90,11 @@ def ask_all(
     Several processes share the photos and all get the answers.
 
     Args:
-        model: Is asked.
+        ask: Answers questions about photos.
         questions: Each is a dialogue of its own.
         path: The predictions.
         image_file: Where each photo lies.
-        batch_size: Questions at a time.
-        max_new_tokens: Most tokens of an answer.
+        questions_per_write: As many are asked and then written to the disk together; more if a photo has more.
         is_right: For the running share in the progress bar; None for an answer that does not count in it.
         title: Of the progress bar.
     """
@@ -126,8 +110,8 @@ def ask_all(
             total=num_done + len(own), initial=num_done, desc=title, unit=" answers", smoothing=0.05,
             disable=not is_main_process(),
         ) as progress:  # fmt: skip
-            for part in _parts(own, batch_size * _BATCHES_PER_WRITE):
-                records = _ask(model, part, image_file, batch_size=batch_size, max_new_tokens=max_new_tokens)
+            for part in _parts(own, questions_per_write):
+                records = _ask(ask, part, image_file)
                 mine.append(records)
                 verdicts.extend(is_right(record) for record in records if record.finish_reason != ERROR)
                 counted = [verdict for verdict in verdicts if verdict is not None]
@@ -159,14 +143,7 @@ def _share(questions: Sequence[Question]) -> list[Question]:
     return [question for question in questions if question.shown_image_id in own]
 
 
-def _ask(
-    model: Answerer,
-    questions: Sequence[Question],
-    image_file: Mapping[str, Path],
-    *,
-    batch_size: int,
-    max_new_tokens: int,
-) -> list[PredictionRecord]:
+def _ask(ask: Ask, questions: Sequence[Question], image_file: Mapping[str, Path]) -> list[PredictionRecord]:
     """Answers in the order of the questions; what goes wrong is recorded with them."""
     photos: dict[str, Image.Image] = {}
     errors: dict[str, str] = {}
@@ -181,24 +158,19 @@ def _ask(
         if question.shown_image_id in errors
     }
 
-    def ask(part: Sequence[Question]) -> None:
-        found = model.answer_batch(
-            [question.messages for question in part],
-            [photos[question.shown_image_id] for question in part],
-            batch_size=batch_size,
-            max_new_tokens=max_new_tokens,
-        )
+    def put(part: Sequence[Question]) -> None:
+        found = ask(part, [photos[question.shown_image_id] for question in part])
         answers.update(zip([question.question_id for question in part], found, strict=True))
 
     able = [question for question in questions if question.shown_image_id in photos]
     try:
-        ask(able)
+        put(able)
     except StopAskingError:
         raise
     except (UserError, RuntimeError):  # out of memory, or one bad question: the others need not fail with it
         for question in able:
             try:
-                ask([question])
+                put([question])
             except (UserError, RuntimeError) as error:
                 answers[question.question_id] = Failure(f"{type(error).__name__}: {error}")
     return [as_record(question, answers[question.question_id]) for question in questions]
@@ -243,6 +215,8 @@ def as_record(question: Question, answer: Answer | Failure) -> PredictionRecord:
         finish_reason=answer.finish_reason,
         prompt_tokens=answer.prompt_tokens,
         completion_tokens=answer.completion_tokens,
+        candidates=None if answer.candidates is None else list(answer.candidates),
+        probabilities=None if answer.probabilities is None else list(answer.probabilities),
     )
 
 

@@ -146,6 +146,11 @@ class _RoomyLayer(DynamicLayer):
         self._show()
         return self.keys, self.values
 
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forgets so many tokens at the end, given as a negative number like everywhere in ``transformers``."""
+        self._length -= abs(tokens_to_remove)
+        self._show()
+
     def _show(self) -> None:
         self.keys = self._all_keys[:, :, : self._length]
         self.values = self._all_values[:, :, : self._length]
