@@ -92,9 +92,9 @@ ABOUT_TEXT = """
 **Responsible use.** Made for photos of public streets: sorting archives, finding one's own pictures again. Do not use
 it to find out where a person lives or is.
 
-**What is kept.** Photos stay in a temporary folder of this computer and are deleted when this page is closed, after an
-hour at the latest, and when the chat ends. Neither photos nor questions nor addresses are logged, and nothing is sent
-to anybody else{tiles}.
+**What is kept.** Photos stay in a temporary folder of this computer. They are deleted some ten minutes after this page
+is closed or shows other photos, after an hour at the latest, and when the chat ends. Neither photos nor questions nor
+addresses are logged, and nothing is sent to anybody else{tiles}.
 """
 ABOUT_TILES = ", except that your browser asks {host} for the map's background, which tells it the part of town you see"
 ABOUT_UNMEASURED = (

@@ -18,7 +18,7 @@ from PIL import Image
 
 from llava_ial.prompts import PUBLISHED_QUESTION
 from serve import texts
-from serve.uploads import STRAY_S, Uploads
+from serve.uploads import UNUSED_S, Uploads
 from tests.test_chat import client, photos, predictor, server, temporary, uploads
 
 __all__ = ["client", "photos", "predictor", "server", "temporary", "uploads"]
@@ -46,10 +46,11 @@ def files_in(folder: Path) -> list[Path]:
 
 @pytest.fixture(autouse=True)
 def server_goes_on(client, photos, uploads) -> None:
-    """After each test the next visitor gets an answer, and no photo is left."""
+    """After each test the next visitor gets an answer, and nothing lies where the sweep would not find it."""
     yield
     path, expected = photos[0]
     assert client.predict(handle_file(path), PUBLISHED_QUESTION, api_name="/ask") == expected
+    Uploads(uploads).sweep(now=time.time() + UNUSED_S + 1)
     assert files_in(uploads) == []
 
 
@@ -203,5 +204,3 @@ def test_a_connection_that_closes_in_the_middle_leaves_nothing(server, uploads, 
         data = {"path": stored, "meta": {"_type": "gradio.FileData"}}
         event = httpx.post(f"{server}/gradio_api/call/ask", json={"data": [data, PUBLISHED_QUESTION]}).json()
         visitor.get(f"{server}/gradio_api/call/ask/{event['event_id']}")
-    time.sleep(0.3)
-    Uploads(uploads).sweep(now=time.time() + STRAY_S + 1)

@@ -1,6 +1,7 @@
 """What stands beside the conversation: the map, the check of a stored position, the regions that carried the answer."""
 
 import random
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ from llava_ial.prompts import PUBLISHED_QUESTION
 from serve import texts
 from serve.places import answer_address
 from serve.talk import Talk
-from serve.uploads import Uploads
+from serve.uploads import MAX_AGE_S, STRAY_S, UNUSED_S, Uploads
 from serve.why import GRID, attribute, cover
 from tests.test_chat import photos, predictor
 from tests.test_chat_page import page
@@ -98,17 +99,36 @@ def test_the_regions_that_are_marked_carry_the_answer(page, photos) -> None:
 
 def test_photos_that_nobody_uses_any_more_are_deleted(tmp_path) -> None:
     uploads = Uploads(tmp_path / "uploads")
-    shared, own, outside = (
-        tmp_path / "uploads" / "a" / "1.jpg",
-        tmp_path / "uploads" / "b" / "2.jpg",
-        tmp_path / "3.jpg",
-    )
-    for path in (shared, own, outside):
+    names = ("uploads/a/1.jpg", "uploads/b/2.jpg", "uploads/tmp123", "3.jpg")
+    shared, own, half, outside = paths = [tmp_path / name for name in names]
+    for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
+    now = time.time()
+
+    def left(after_s: float) -> list[Path]:
+        uploads.sweep(now + after_s)
+        return [path for path in paths if path.exists()]
+
     uploads.remember("one", [shared, own, outside])
     uploads.remember("two", [shared])
+    assert left(STRAY_S - 5) == paths
+    assert left(STRAY_S + 5) == [shared, own, outside], "half of an upload"
+    assert left(UNUSED_S + 5) == [shared, own, outside], "both are used"
     uploads.forget_visitor(SimpleNamespace(session_hash="one"))
-    assert (shared.exists(), own.exists(), own.parent.exists(), outside.exists()) == (True, False, False, True)
-    uploads.remember("two", [])
-    assert not shared.exists()
+    assert left(UNUSED_S - 5) == [shared, own, outside], "its visitor may be one who waits in the queue"
+    assert left(UNUSED_S + 5) == [shared, outside]
+    assert left(MAX_AGE_S + 5) == [outside], "used or not"
+    assert not half.exists()
+
+
+def test_a_call_keeps_its_photo_while_it_lasts(tmp_path) -> None:
+    uploads = Uploads(tmp_path)
+    photo = tmp_path / "a" / "1.jpg"
+    photo.parent.mkdir()
+    photo.touch()
+    with uploads.borrow([photo]):
+        uploads.sweep(time.time() + UNUSED_S + 5)
+        assert photo.exists()
+    uploads.sweep(time.time() + UNUSED_S + 5)
+    assert not photo.exists()
