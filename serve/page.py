@@ -86,7 +86,8 @@ class ChatPage:
             shown = [talk, chat, places, street_map, question, stop, status, position, why]
             asked = [photo, more, question, check]
             running = [
-                trigger(self.start, asked, shown, **HIDDEN, **ON_MODEL) for trigger in (photo.upload, more.change)
+                trigger(self.start, asked, shown, **HIDDEN, **ON_MODEL)
+                for trigger in (photo.upload, more.upload, more.delete, more.clear)
             ]
             if examples is not None:
                 chosen = examples.select(self.choose_example, None, [photo, more], **HIDDEN)

@@ -69,9 +69,9 @@ def uploads(server: str, temporary: Path) -> Path:
     return folder
 
 
-# Ends the process at the first connection beyond this computer.
+# Ends the process at the first connection beyond this computer, and can slow the tiny model to a pace that can be seen.
 GUARDED = """
-import os, runpy, socket, sys
+import os, runpy, socket, sys, time
 connect = socket.socket.connect
 def guarded(self, address):
     if self.family != socket.AF_UNIX and address[0] not in ("127.0.0.1", "::1", "localhost", "0.0.0.0"):
@@ -79,17 +79,27 @@ def guarded(self, address):
         os._exit(3)
     return connect(self, address)
 socket.socket.connect = guarded
+from llava_ial.inference import AddressPredictor
+stream = AddressPredictor.stream
+def at_leisure(*arguments, **options):
+    for piece in stream(*arguments, **options):
+        time.sleep(float(os.environ.get("PAUSE_S", "0")))
+        yield piece
+AddressPredictor.stream = at_leisure
 sys.argv = ["chat", *sys.argv[1:]]
 runpy.run_module("serve.chat", run_name="__main__")
 """
 
 
 @contextlib.contextmanager
-def chat_process(folders: TinyFolders, port: int, temporary: Path, *options: str) -> Iterator[subprocess.Popen]:
+def chat_process(
+    folders: TinyFolders, port: int, temporary: Path, *options: str, pause_s: float = 0.0
+) -> Iterator[subprocess.Popen]:
     """``python -m serve.chat``, open when the body begins; uploads go below ``temporary``."""
+    env = os.environ | {"TMPDIR": str(temporary), "PAUSE_S": str(pause_s)}
     process = subprocess.Popen(
         [sys.executable, "-c", GUARDED, "--model", str(folders.llava), "--port", str(port), *options],
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ | {"TMPDIR": str(temporary)},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env,
     )  # fmt: skip
     with process:
         assert process.stdout is not None

@@ -6,13 +6,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from llava_ial.data.dataset import IALDataset
 from llava_ial.prompts import NEIGHBOURHOOD, PUBLISHED_QUESTION
 from serve import texts
 from tests.test_chat import chat_process, free_port
+from tests.test_chat_places import with_position
 from tests.tiny_models import TinyFolders
+from tests.tiny_world import ORIGIN
 
 pytestmark = pytest.mark.slow
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -28,7 +31,9 @@ SCREENSHOTS = os.environ.get("SCREENSHOTS")
 @pytest.fixture(scope="module")
 def url(tiny_folders: TinyFolders, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     port = free_port()
-    with chat_process(tiny_folders, port, tmp_path_factory.mktemp("temporary")):
+    with chat_process(
+        tiny_folders, port, tmp_path_factory.mktemp("temporary"), "--examples", str(tiny_folders.data), pause_s=0.02
+    ):
         yield f"http://127.0.0.1:{port}"
 
 
@@ -80,6 +85,12 @@ def _upload(page: Any, path: Path, question: str = PUBLISHED_QUESTION) -> None:
     page.set_input_files("#photo input[type=file]", path)
 
 
+def _upload_again(page: Any, path: Path) -> None:
+    page.locator("#photo .icon-button-wrapper button, #photo [aria-label='Remove Image']").last.click()
+    page.wait_for_function("() => !document.querySelector('.places li')")
+    _upload(page, path)
+
+
 def _expect(page: Any, text: str) -> None:
     page.wait_for_function("text => document.querySelector('#chat').innerText.includes(text)", arg=text)
     page.wait_for_function("() => document.querySelector('#stop').disabled")
@@ -93,9 +104,18 @@ def test_a_visit(visit, photos) -> None:
     assert visit.locator(".places li").count() == 5
     assert visit.locator(".places .verdict").count() == 1
     assert visit.input_value("#question textarea") == ""
+    assert visit.locator("#map path.answer").count() == 1
+    assert visit.locator("#map .tag").count() == 5
+    assert texts.STATUS_NEW in visit.inner_text("#status") or visit.inner_text("#status") == ""
     visit.click(f"text={texts.FOLLOW_UPS[NEIGHBOURHOOD]}")
     visit.wait_for_function("() => document.querySelectorAll('#chat .message.bot').length >= 2")
     _expect(visit, texts.FOLLOW_UPS[NEIGHBOURHOOD])
+    measured = {texts.ASK_HOW_SURE: "%", texts.ASK_WHAT_ELSE: texts.WHAT_ELSE, texts.ASK_WHY: "region"}
+    for question, words in measured.items():
+        visit.click(f"#follow-ups >> text={question}")
+        _expect(visit, question)
+        _expect(visit, words)
+    visit.wait_for_selector("#why svg")
     assert visit.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
@@ -103,15 +123,99 @@ def test_a_visit(visit, photos) -> None:
 def test_a_second_photo_begins_anew_and_the_page_can_be_cleared(visit, photos) -> None:
     _upload(visit, photos[0][0])
     _expect(visit, photos[0][1])
-    visit.locator("#photo .icon-button-wrapper button, #photo [aria-label='Remove Image']").last.click()
-    visit.wait_for_function("() => !document.querySelector('.places li')")
-    _upload(visit, photos[2][0])
+    _upload_again(visit, photos[2][0])
     _expect(visit, photos[2][1])
     assert photos[0][1] not in visit.inner_text("#chat")
     visit.click("#clear")
     visit.wait_for_function("() => !document.querySelector('.places li')")
     assert visit.input_value("#question textarea") == texts.DEFAULT_QUESTION
     assert texts.CHAT_EMPTY in visit.inner_text("#chat")
+
+
+@pytest.mark.parametrize("visit", ["desk"], indirect=True)
+def test_an_example_is_a_photo_like_any_other(visit) -> None:
+    visit.locator("#examples button img").first.click()
+    visit.wait_for_selector(".places li")
+    visit.wait_for_function("() => document.querySelectorAll('#chat .message.bot').length == 1")
+    visit.wait_for_function("() => document.querySelector('#stop').disabled")
+    assert visit.locator("#photo img").count() == 1
+
+
+@pytest.mark.parametrize("visit", ["desk"], indirect=True)
+def test_the_map_is_zoomed_and_dragged_by_buttons_keys_and_pointer(visit, photos) -> None:
+    _upload(visit, photos[0][0])
+    _expect(visit, photos[0][1])
+    box = "() => document.querySelector('#map svg').getAttribute('viewBox').split(' ').map(Number)"
+    left, top, width, _ = home = visit.evaluate(box)
+    visit.click('[data-map-key="+"]')
+    assert visit.evaluate(box)[2] == pytest.approx(width / 1.4)
+    visit.focus("#map svg")
+    visit.keyboard.press("ArrowRight")
+    assert visit.evaluate(box)[0] > left + 0.1 * width
+    visit.keyboard.press("0")
+    assert visit.evaluate(box) == pytest.approx(home)
+    x, y = visit.evaluate("() => (({x, y, width, height}) => [x + width / 2, y + height / 2])"
+                          "(document.querySelector('#map svg').getBoundingClientRect())")  # fmt: skip
+    visit.mouse.move(x, y)
+    visit.mouse.down()
+    visit.mouse.move(x - 50, y - 20)
+    visit.mouse.up()
+    assert visit.evaluate(box)[0] > left
+    assert visit.evaluate(box)[1] > top
+    for _ in range(30):
+        visit.keyboard.press("+")
+    assert visit.evaluate(box)[2] == pytest.approx(width / 16)
+    assert visit.evaluate("document.querySelector('#map svg').dataset.level") == "4"
+    visit.fill("#find textarea, #find input", "Amber Street")
+    visit.press("#find textarea, #find input", "Enter")
+    visit.wait_for_function("() => document.querySelector('#map .note').innerText.includes('Amber Street')")
+
+
+@pytest.mark.parametrize("visit", ["desk"], indirect=True)
+def test_stop_ends_the_generation_and_keeps_what_was_said(visit, url, photos) -> None:
+    """Clicked as soon as it can be: the server counts a stopped answer, and the page goes on."""
+    visit.evaluate(
+        "new MutationObserver((_, observer) => { const stop = document.querySelector('#stop');"
+        "if (!stop.disabled && document.querySelector('#chat .message.bot')?.innerText.trim())"
+        "{ observer.disconnect(); stop.click(); } })"
+        ".observe(document.body, {subtree: true, childList: true, characterData: true, attributes: true})"
+    )
+    _upload(visit, photos[0][0])
+    visit.wait_for_selector("#chat .message.bot")
+    for _ in range(50):
+        if 'kind="ask",outcome="stopped"' in httpx.get(f"{url}/metrics").text:
+            break
+        visit.wait_for_timeout(100)
+    assert 'kind="ask",outcome="stopped"} 1.0' in httpx.get(f"{url}/metrics").text
+    assert photos[0][1] not in visit.inner_text("#chat")
+    _upload_again(visit, photos[2][0])
+    _expect(visit, photos[2][1])
+
+
+@pytest.mark.parametrize("visit", ["desk"], indirect=True)
+def test_a_question_is_edited_and_an_answer_asked_again(visit, photos) -> None:
+    _upload(visit, photos[0][0], "Something else?")
+    visit.wait_for_selector("#chat .message.bot")
+    visit.wait_for_function("() => document.querySelector('#stop').disabled")
+    visit.hover("#chat .message.user")
+    visit.locator("#chat [aria-label='Edit'], #chat [title='Edit']").first.click()
+    visit.locator("#chat .message textarea, #chat textarea").first.fill(PUBLISHED_QUESTION)
+    visit.locator("#chat [aria-label='Submit'], #chat [title='Submit']").first.click()
+    _expect(visit, photos[0][1])
+    visit.locator("#chat [aria-label='Retry'], #chat [title='Retry']").first.click()
+    visit.wait_for_timeout(300)
+    _expect(visit, photos[0][1])
+    assert visit.locator("#chat .message.bot").count() == 1
+
+
+@pytest.mark.parametrize("visit", ["desk"], indirect=True)
+def test_a_stored_position_is_shown_only_when_switched_on(visit, photos, tmp_path) -> None:
+    tagged = with_position(photos[0][0], tmp_path / "tagged.jpg", ORIGIN)
+    _upload(visit, tagged)
+    _expect(visit, photos[0][1])
+    assert visit.inner_text("#position").strip() == ""
+    visit.check("#check input")
+    visit.wait_for_function("() => document.querySelector('#position').innerText.includes('Amber Street')")
 
 
 @pytest.mark.parametrize("visit", ["desk"], indirect=True)
