@@ -13,7 +13,7 @@ A street that is denied ("not on Grant Street") is not named.
 """
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from llava_ial.address import Address, format_canonical, format_spoken, format_verbose
@@ -214,11 +214,11 @@ def _bounds(tokens: Sequence[Token], streets: Sequence[_Mention]) -> tuple[list[
     for i, token in enumerate(tokens):
         if token.key not in _BETWEEN and token.key not in _NEAR:
             continue
-        first = by_start.get(_skip(tokens, i + 1, _FILLERS))
+        first = _first_name(tokens, i + 1, by_start)
         if token.key in _NEAR:
             return ([first], False) if first else ([], True)
         ands = [j for j in range(first.end if first else i + 1, len(tokens)) if tokens[j].key in _AND]
-        second = by_start.get(_skip(tokens, ands[0] + 1, _FILLERS)) if ands else None
+        second = _first_name(tokens, ands[0] + 1, by_start) if ands else None
         return [m for m in (first, second) if m], first is None or second is None
     return [], False
 
@@ -230,10 +230,11 @@ def _is_denied(tokens: Sequence[Token], start: int) -> bool:
     return before >= 0 and tokens[before].key in _DENIALS and not tokens[before + 1].is_after_break
 
 
-def _skip(tokens: Sequence[Token], start: int, words: frozenset[str]) -> int:
-    while start < len(tokens) and tokens[start].key in words:
+def _first_name(tokens: Sequence[Token], start: int, by_start: Mapping[int, _Mention]) -> _Mention | None:
+    """The name that stands here, fillers before it aside; a filler may be a part of it ("The Boulevard")."""
+    while start not in by_start and start < len(tokens) and tokens[start].key in _FILLERS:
         start += 1
-    return start
+    return by_start.get(start)
 
 
 def _uncovered(tokens: Sequence[Token], mentions: Sequence[_Mention]) -> Iterator[tuple[int, int]]:

@@ -33,7 +33,9 @@ _LETTERS = str.maketrans({"ø": "o", "ł": "l", "đ": "d", "ð": "d", "æ": "ae"
 _UMLAUTS = str.maketrans({"ä": "ae", "ö": "oe", "ü": "ue"})
 _INITIALS = re.compile(r"\b(\w)\.(?=\w\b)")
 _APOSTROPHES = re.compile(r"['’ʼ`´]")
-_WORD_OR_BREAK = re.compile(r"(?P<word>\w+)|[,;:()\[\]!?|\n]")
+# Kana, Chinese and Hangul (its parts too): written without spaces, so a Latin name among them is a word of its own.
+_UNSPACED = "\u1100-\u11ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af"
+_WORD_OR_BREAK = re.compile(rf"(?P<word>[{_UNSPACED}]+|[^\W{_UNSPACED}]+)|[,;:()\[\]!?|\n、。]")
 
 
 def _ordinal(number: int) -> str:

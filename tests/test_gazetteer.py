@@ -184,6 +184,30 @@ def test_between_wins_over_the_order_of_the_names() -> None:
     assert TOWN.candidates(match) == [FORBES]
 
 
+def test_a_name_may_begin_with_a_filler() -> None:
+    gazetteer = Gazetteer([_address("The Boulevard"), _address("Toner Street"), _address("Green Lane")])
+    for text in (
+        "between The Boulevard and Green Lane on Toner Street",
+        "on Toner Street between Green Lane and the Boulevard",
+    ):
+        match = gazetteer.match(text)
+        assert (match.street, set(match.cross_streets)) == ("Toner Street", {"The Boulevard", "Green Lane"})
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["ここはForbes Avenueです。", "这是Forbes Ave。", "여기는 Forbes Avenue입니다", "Это Forbes Avenue."],
+)
+def test_a_name_among_letters_of_another_script(text) -> None:
+    assert TOWN.match(text).street == "Forbes Avenue"
+
+
+def test_a_name_of_a_script_without_spaces() -> None:
+    gazetteer = Gazetteer([_address("中山路"), _address("南京東路")])
+    assert gazetteer.match("中山路, 台北").street == "中山路"
+    assert gazetteer.match("between 中山路 and 南京東路").cross_streets == ("中山路", "南京東路")
+
+
 def test_cross_streets_alone_name_no_main_street() -> None:
     match = TOWN.match("It is between North Craig Street and South Bouquet Street.")
     assert (match.street, match.cross_streets) == ("", ("North Craig Street", "South Bouquet Street"))
