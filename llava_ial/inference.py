@@ -28,6 +28,8 @@ from llava_ial.models.greedy import Prefixes, encode_prefixes, end_token, greedy
 from llava_ial.models.llava import ADDRESS_CLIP_KIND, load_address_clip
 from llava_ial.models.llava_folder import ADDRESS_CLIP, LoadedLlava, load_llava_ial
 from llava_ial.models.llava_folder import KIND as LLAVA_IAL_KIND
+from llava_ial.models.llava_merged import KIND as MERGED_KIND
+from llava_ial.models.llava_merged import load_merged
 from llava_ial.records import GalleryRecord, read_records
 
 Photo = Path | Image.Image
@@ -94,7 +96,7 @@ class AddressPredictor:
     def from_pretrained(
         cls, folder: Path, *, base: str | None = None, device: str = "cpu", dtype: torch.dtype | None = None
     ) -> "AddressPredictor":
-        """Opens the output of stage 1 (``locate`` alone) or of stage 2.
+        """Opens the output of stage 1 (``locate`` alone), of stage 2, or of ``train.merge``.
 
         Args:
             folder: Finished folder.
@@ -106,7 +108,7 @@ class AddressPredictor:
         Raises:
             UserError: No finished folder, or one whose parts do not belong together.
         """
-        manifest = read_manifest(folder, LLAVA_IAL_KIND, ADDRESS_CLIP_KIND)
+        manifest = read_manifest(folder, LLAVA_IAL_KIND, MERGED_KIND, ADDRESS_CLIP_KIND)
         if manifest["kind"] == ADDRESS_CLIP_KIND:
             return cls(_load_encoder(folder, device), None)
         encoder = _load_encoder(folder / ADDRESS_CLIP, device)
@@ -117,7 +119,10 @@ class AddressPredictor:
                     f"{folder}: {name} of its {ADDRESS_CLIP}/ differs from its own; it holds another encoder than the "
                     "one it was trained with: restore it or train again"
                 )
-        return cls(encoder, load_llava_ial(folder, base=base, device=device, dtype=dtype or choose_dtype(device)))
+        dtype = dtype or choose_dtype(device)
+        if manifest["kind"] == MERGED_KIND:
+            return cls(encoder, load_merged(folder, device=device, dtype=dtype))
+        return cls(encoder, load_llava_ial(folder, base=base, device=device, dtype=dtype))
 
     @property
     def can_answer(self) -> bool:

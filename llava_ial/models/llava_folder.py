@@ -139,15 +139,21 @@ def save_llava_ial(
 
 
 def load_llava_ial(
-    folder: Path, *, base: str | None = None, device: str = "cpu", dtype: torch.dtype = torch.float32
+    folder: Path,
+    *,
+    base: str | None = None,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    merge: bool = True,
 ) -> LoadedLlava:
-    """Opens a LLaVA-IAL folder, LoRA merged in memory, and verifies every part against the manifest.
+    """Opens a LLaVA-IAL folder and verifies every part against the manifest.
 
     Args:
         folder: Output or checkpoint of stage 2.
         base: Where the base model is now, if it was moved since.
         device: For the model.
         dtype: Of the weights.
+        merge: Add LoRA to the weights in memory, which answers faster; else it stays beside them.
 
     Raises:
         UserError: A part is missing or is not the one that was trained.
@@ -156,23 +162,24 @@ def load_llava_ial(
     where = base or (str((folder / manifest["base"]).resolve()) if manifest["base_is_local"] else manifest["base"])
     if manifest["base_is_local"] and not Path(where).is_dir():
         raise UserError(f"{folder}: its base model is not at {where}; name its folder with --base")
-    _verify(folder, "base model", base_hash(where), manifest["base_hash"])
-    _verify(folder, "prompt template", chat_template_hash(), manifest["chat_template_hash"])
-    _verify(folder, "adapter", file_hash(folder / _ADAPTER), manifest["adapter_hash"])
+    verify_part(folder, "base model", base_hash(where), manifest["base_hash"])
+    verify_part(folder, "prompt template", chat_template_hash(), manifest["chat_template_hash"])
+    verify_part(folder, "adapter", file_hash(folder / _ADAPTER), manifest["adapter_hash"])
     llava = load_base(where, dtype=dtype)
     count = set_features(llava, manifest["vision_feature_layer"], manifest["vision_feature_select_strategy"])
     adapted = PeftModel.from_pretrained(llava, folder)
-    _verify(folder, "vision tower", tower_hash(saved_module(adapted, TOWER)), manifest["tower_hash"])
-    _verify(
+    verify_part(folder, "vision tower", tower_hash(saved_module(adapted, TOWER)), manifest["tower_hash"])
+    verify_part(
         folder, "projector", hash_tensors(saved_module(adapted, PROJECTOR).state_dict()), manifest["projector_hash"]
     )
-    model = adapted.merge_and_unload().to(device).eval()
+    model = (adapted.merge_and_unload() if merge else adapted.get_base_model()).to(device).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
     return LoadedLlava(model, tokenizer, image_processor, count, manifest)
 
 
-def _verify(folder: Path, part: str, found: str, expected: str) -> None:
+def verify_part(folder: Path, part: str, found: str, expected: str) -> None:
+    """Refuses a part whose hash is not the one that the manifest names."""
     if found != expected:
         raise UserError(
             f"{folder}: its {part} is not the one it was trained with ({found[:12]} instead of {expected[:12]}); "
@@ -200,5 +207,5 @@ def _check_adapter(folder: Path, expected_tower: str) -> str:
             "nothing is published: lower --learning_rate or use bf16, the last checkpoint is untouched"
         )
     tower, projector = ({n.split(mark)[1]: t for n, t in state.items() if mark in n} for mark in _SAVED_MODULES)
-    _verify(folder, "vision tower", hash_tensors(tower), expected_tower)
+    verify_part(folder, "vision tower", hash_tensors(tower), expected_tower)
     return hash_tensors(projector)

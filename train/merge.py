@@ -1,0 +1,113 @@
+"""Makes one plain model of a LLaVA-IAL folder: base, LoRA, projector and tower in one ``transformers`` folder.
+
+    python -m train.merge --model runs/demo/stage2 --data runs/demo/data --output runs/demo/merged
+
+The result needs neither PEFT nor this project (`LlavaForConditionalGeneration.from_pretrained`, `transformers serve`,
+vLLM), and the chat and the evaluation open it, too. Before it is called done, the adapted and the merged model answer
+the same questions about the same photos: other answers, or logits that differ by more than rounding, are refused.
+"""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count() or 1))  # read once, when torch is imported
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers.utils import logging as transformers_logging
+
+from llava_ial.config import parse_config
+from llava_ial.conversation import Message, user_question
+from llava_ial.data.dataset import IALDataset
+from llava_ial.data.images import load_photo
+from llava_ial.data.llava import encode_prompt
+from llava_ial.errors import UserError, run_command
+from llava_ial.inference import choose_device
+from llava_ial.manifest import MANIFEST, FolderState, claim_folder, file_hash, read_manifest
+from llava_ial.models.llava_folder import KIND as LLAVA_IAL_KIND
+from llava_ial.models.llava_folder import LoadedLlava, load_llava_ial
+from llava_ial.models.llava_merged import (
+    KIND,
+    compare,
+    open_merged,
+    publish_merged,
+    refuse_disagreement,
+    save_merged,
+)
+from llava_ial.prompts import PUBLISHED_QUESTION
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@dataclass
+class MergeConfig:
+    """What is merged, and how it is checked."""
+
+    model: Path = field(metadata={"help": "folder or checkpoint of stage 2"})
+    output: Path = field(metadata={"help": "folder to write"})
+    data: Path | None = field(
+        default=None, metadata={"help": "data set whose photos and questions both are asked; none: drawn noise"}
+    )
+    num_checks: int = field(default=8, metadata={"help": "photos that both are asked about"})
+    max_new_tokens: int = field(default=64, metadata={"help": "most tokens of a compared answer"})
+    dtype: str = field(default="bfloat16", metadata={"help": f"of the weights on disk: {', '.join(DTYPES)}"})
+    base: str | None = field(default=None, metadata={"help": "where the model's base is now, if it was moved"})
+    device: str = field(default="auto", metadata={"help": "cpu, cuda, cuda:1 ...; auto takes a GPU where there is one"})
+
+
+def main() -> None:
+    """Merges, compares, publishes."""
+    (config,) = parse_config(MergeConfig, description=__doc__ or "")
+    transformers_logging.disable_progress_bar()
+    if config.dtype not in DTYPES:
+        raise UserError(f"--dtype {config.dtype}: allowed: {', '.join(DTYPES)}")
+    for name in ("num_checks", "max_new_tokens"):
+        if getattr(config, name) < 1:
+            raise UserError(f"--{name} {getattr(config, name)}: allowed: at least 1")
+    read_manifest(config.model, LLAVA_IAL_KIND)
+    checks = _checks(config)
+    identity: dict[str, object] = {"dtype": config.dtype, "model": file_hash(config.model / MANIFEST)}
+    if claim_folder(config.output, KIND, identity) is FolderState.COMPLETE:
+        print(f"{config.output}: already complete")
+        return
+    dtype, device = DTYPES[config.dtype], choose_device(config.device)
+    adapted = load_llava_ial(config.model, base=config.base, device=device, merge=False)
+    loaded = load_llava_ial(config.model, base=config.base)
+    save_merged(config.output, config.model, loaded, dtype)
+    prompts, pixels = _inputs(adapted, checks)
+    merged = open_merged(config.output, dtype).to(device).eval()
+    agreement = compare(adapted.model, merged, prompts, pixels, max_new_tokens=config.max_new_tokens)
+    refuse_disagreement(agreement, dtype)
+    publish_merged(config.output, config.model, identity, agreement)
+    print(
+        f"{config.output}: merged in {config.dtype}; {agreement.num_same_answers} of {agreement.num_answers} answers "
+        f"are the same, logits differ by at most {agreement.logit_difference:.3%}"
+    )
+
+
+def _checks(config: MergeConfig) -> list[tuple[Image.Image, list[Message]]]:
+    """Photos with a question each: the first questions of a data set's dialogues, spread over a split, or noise."""
+    if config.data is None:
+        draw = np.random.default_rng(0)
+        noise = (draw.integers(0, 256, size=(64, 64, 3), dtype=np.uint8) for _ in range(config.num_checks))
+        return [(Image.fromarray(picture), [user_question(PUBLISHED_QUESTION)]) for picture in noise]
+    dataset = IALDataset(config.data)
+    split = next(name for name in ("test", "val", "train") if (dataset.folder / "conversations" / name).is_dir())
+    records = dataset.conversations(split)
+    chosen = records[:: max(1, len(records) // config.num_checks)][: config.num_checks]
+    return [(load_photo(dataset.image_file(record.image_path)), record.messages[:1]) for record in chosen]
+
+
+def _inputs(
+    loaded: LoadedLlava, checks: list[tuple[Image.Image, list[Message]]]
+) -> tuple[list[list[int]], torch.Tensor]:
+    prompts = [encode_prompt(loaded.tokenizer, messages, loaded.num_image_tokens) for _, messages in checks]
+    pixels = loaded.image_processor([photo for photo, _ in checks], return_tensors="pt")["pixel_values"]
+    return prompts, pixels
+
+
+if __name__ == "__main__":
+    run_command(main)
