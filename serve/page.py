@@ -166,9 +166,9 @@ class ChatPage:
         try:
             talk.finding = self.talker.look(photos)
         except FAILURES as error:
-            yield self._show(Talk(), error=sentence(error, photos))
+            yield self._show(Talk(), error=sentence(error, photos), status="", position="", why="")
             return
-        yield self._show(talk, is_running=True, status=status)
+        yield self._show(talk, is_running=True, status=status, position="", why="")
         yield from self.follow_up(talk, question or texts.DEFAULT_QUESTION, check)
 
     def follow_up(self, talk: Talk, question: str, check: bool = False) -> Iterator[tuple[Any, ...]]:
@@ -177,7 +177,8 @@ class ChatPage:
         try:
             for _ in self.talker.ask(talk, question):
                 yield self._show(talk, is_running=True, only_talk=True)
-            yield self._show(talk, position=self.check_position(talk, check))
+            status = None if len(talk.turns) == 1 else ""  # what was said of the new photo stays for its first answer
+            yield self._show(talk, status=status, position=self.check_position(talk, check))
         except FAILURES as error:
             talk.turns = before
             yield self._show(talk, error=sentence(error, talk.photos))
@@ -229,13 +230,13 @@ class ChatPage:
 
     def reset(self) -> tuple[Any, ...]:
         """The page as it was at the beginning."""
-        talk, *rest = self._show(Talk(), position="", why="")
+        talk, *rest = self._show(Talk(), status="", position="", why="")
         rest[3] = texts.DEFAULT_QUESTION
         return None, None, talk, *rest
 
     def forget(self, talk: Talk) -> tuple[Any, ...]:
         """The same photos, nothing asked yet."""
-        return self._show(Talk(talk.photos, finding=talk.finding), why="")
+        return self._show(Talk(talk.photos, finding=talk.finding), status="", why="")
 
     def check_position(self, talk: Talk, is_wanted: bool) -> str:
         """Where the photo itself says that it was taken; "" unless the visitor asked for it."""
@@ -284,10 +285,8 @@ class ChatPage:
         agreement = None if only_talk else self.talker.agreement(talk)
         places = gr.skip() if only_talk else self.places.candidates(talk.finding, agreement)
         street_map = gr.skip() if only_talk else self.places.map(talk.finding, agreement)
-        if status is not None:  # a new photo: what stood there was about another one
-            position, why = position or "", why or ""
         changing = [gr.skip() if text is None else text for text in (position, why)]
-        said = gr.skip() if only_talk else _status(status or "")
+        said = gr.skip() if status is None else _status(status)
         return talk, shown, places, street_map, "", gr.Button(interactive=is_running), said, *changing
 
 

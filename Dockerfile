@@ -1,0 +1,36 @@
+# The chat in a container, for the CPU (default) or for CUDA. Nobody has built it yet: it was read and linted only.
+#
+#   docker build -t llava-ial .
+#   docker run --rm -p 127.0.0.1:7860:7860 -v "$PWD/runs/demo:/model:ro" --tmpfs /tmp llava-ial
+#
+#   docker build -t llava-ial:cuda --build-arg TORCH_INDEX= .
+#   docker run --rm --gpus all -p 127.0.0.1:7860:7860 -v "$PWD/runs/demo:/model:ro" --tmpfs /tmp llava-ial:cuda
+#
+# The model is mounted, not baked in; uploads live in /tmp, which is memory with --tmpfs and gone with the container.
+FROM debian:bookworm-slim
+
+# c++: DeepSpeed, which the project depends on, looks for a compiler when it is imported.
+RUN apt-get update \
+    && apt-get install --yes --no-install-recommends ca-certificates g++ python3 python3-venv python3-dev \
+    && rm -rf /var/lib/apt/lists/*
+
+# PyPI's torch brings its CUDA libraries along (an empty value takes it); for the CPU there is a smaller one.
+ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+WORKDIR /app
+COPY constraints.txt pyproject.toml README.md LICENSE ./
+COPY llava_ial llava_ial
+RUN python3 -m venv /opt/venv \
+    && /opt/venv/bin/pip install --no-cache-dir --constraint constraints.txt \
+        ${TORCH_INDEX:+--extra-index-url "${TORCH_INDEX}"} . \
+    && useradd --create-home --uid 10001 chat
+COPY serve serve
+
+ENV PATH=/opt/venv/bin:$PATH \
+    HF_HUB_OFFLINE=1 \
+    PYTHONUNBUFFERED=1
+USER chat
+EXPOSE 7860
+HEALTHCHECK --interval=30s --timeout=5s --start-period=120s \
+    CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:7860/health', timeout=4)"]
+ENTRYPOINT ["python", "-m", "serve.chat", "--host", "0.0.0.0"]
+CMD ["--model", "/model/stage2"]
