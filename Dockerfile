@@ -1,10 +1,10 @@
-# The chat in a container, for the CPU (default) or for CUDA. Nobody has built it yet: it was read and linted only.
+# The chat in a container, for CUDA (default) or for the CPU. Nobody has built it yet: it was read and linted only.
 #
 #   docker build -t llava-ial .
-#   docker run --rm -p 127.0.0.1:7860:7860 -v "$PWD/runs/demo:/model:ro" --tmpfs /tmp llava-ial
+#   docker run --rm --gpus all -p 127.0.0.1:7860:7860 -v "$PWD/runs/demo:/model:ro" --tmpfs /tmp llava-ial
 #
-#   docker build -t llava-ial:cuda --build-arg TORCH_INDEX= .
-#   docker run --rm --gpus all -p 127.0.0.1:7860:7860 -v "$PWD/runs/demo:/model:ro" --tmpfs /tmp llava-ial:cuda
+#   docker build -t llava-ial:cpu --build-arg TORCH_INDEX=INDEX_OF_CPU_WHEELS .
+#   docker run --rm -p 127.0.0.1:7860:7860 -v "$PWD/runs/demo:/model:ro" --tmpfs /tmp llava-ial:cpu
 #
 # The model is mounted, not baked in; uploads live in /tmp, which is memory with --tmpfs and gone with the container.
 FROM debian:bookworm-slim
@@ -14,8 +14,8 @@ RUN apt-get update \
     && apt-get install --yes --no-install-recommends ca-certificates g++ python3 python3-venv python3-dev \
     && rm -rf /var/lib/apt/lists/*
 
-# PyPI's torch brings its CUDA libraries along (an empty value takes it); for the CPU there is a smaller one.
-ARG TORCH_INDEX=https://download.pytorch.org/whl/cpu
+# PyPI's torch brings its CUDA libraries along; for the CPU there is a smaller one: give the index that pytorch.org names.
+ARG TORCH_INDEX=
 WORKDIR /app
 COPY constraints.txt pyproject.toml README.md LICENSE ./
 COPY llava_ial llava_ial
