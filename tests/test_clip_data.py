@@ -90,6 +90,20 @@ def test_a_broken_photo_is_named_in_one_line_also_from_a_worker(tmp_path: Path, 
     assert "\n" not in batch["error"]
 
 
+def test_photos_in_memory_are_the_ones_of_the_files(tmp_path: Path):
+    dataset = IALDataset(build_tiny_dataset(tmp_path / "data"))
+    strong = Augmentation(min_crop_area=0.3, colour_jitter=0.4)
+    from_files, kept = photos(dataset, augmentation=strong), photos(dataset, augmentation=strong)
+    kept.keep_decoded(3)
+    expected = [from_files[i]["pixel_values"] for i in range(2 * len(from_files))]
+    for i, pixels in enumerate(expected):
+        assert torch.equal(kept[i]["pixel_values"], pixels)
+    for example in kept.examples:
+        example.path.unlink()
+    assert ["error" in kept[i] for i in range(5)] == [False, False, False, True, True]
+    assert torch.equal(kept[len(kept)]["pixel_values"], expected[len(kept)])
+
+
 def test_augmentation_is_a_function_of_seed_and_position(dataset: IALDataset):
     strong = Augmentation(min_crop_area=0.3, colour_jitter=0.4)
     first, again = photos(dataset, augmentation=strong, seed=3), photos(dataset, augmentation=strong, seed=3)

@@ -1,22 +1,27 @@
 """Batches for stage 1: a photo, its address, its caption followed by its address, and where it was taken.
 
-A batch is a dict of tensors, first dimension ``B``: ``pixel_values (3, H, W)``, ``address_input_ids`` and
-``address_attention_mask (T)``, ``caption_input_ids`` and ``caption_attention_mask (T)``, ``xy_m (2)``, ``address_id
-()``; and ``image_id``, a list, so that an error can name photos.
+A batch is a dict of tensors, first dimension ``B``: ``pixel_values (3, H, W)``, ``xy_m (2)``, ``address_id ()``; and
+``image_id``, a list, so that an error can name photos. A city has fewer addresses than a batch has photos, so each text
+stands in a batch once: ``address_input_ids`` and ``address_attention_mask (U, T)``, and ``address_row (B)``, the row of
+each photo's text; ``caption_*`` likewise.
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch.utils.data import Dataset, Sampler
+from tqdm import tqdm
 from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 
 from llava_ial.data.augmentation import Augmentation
 from llava_ial.data.dataset import IALDataset
 from llava_ial.data.images import load_photo
+from llava_ial.data.pixels import PhotoPixels
 from llava_ial.errors import UserError
 from llava_ial.geo import GeoPoint, LocalFrame
 
@@ -24,8 +29,10 @@ MODEL_INPUTS = (
     "pixel_values",
     "address_input_ids",
     "address_attention_mask",
+    "address_row",
     "caption_input_ids",
     "caption_attention_mask",
+    "caption_row",
 )
 # Photos are decoded at no less than this multiple of the model's input side, so that a crop still fills it.
 _DRAFT_MARGIN = 2
@@ -94,10 +101,11 @@ class ClipPhotos(Dataset[dict[str, Any]]):
         fast_decoding: bool = False,
     ) -> None:
         self.examples = examples
-        self._image_processor = image_processor
+        self._pixels = PhotoPixels(image_processor)
         self._augmentation = augmentation
         self._seed = seed
         self._min_side = _DRAFT_MARGIN * input_side(image_processor) if fast_decoding else None
+        self._decoded: dict[Path, Image.Image] = {}
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -106,19 +114,33 @@ class ClipPhotos(Dataset[dict[str, Any]]):
         example = self.examples[position % len(self)]
         item: dict[str, Any] = {"example": example}
         try:
-            photo = load_photo(example.path, min_side=self._min_side)
+            photo = self._load(example.path)
         except UserError as error:
             # A worker would bury the message in a traceback; the loop raises it where it is one line.
             return {**item, "error": str(error)}
         if self._augmentation is not None:
             generator = torch.Generator().manual_seed(self._seed * 1_000_003 + position)
             photo = self._augmentation(photo, generator)
-        item["pixel_values"] = self._image_processor(photo, return_tensors="pt")["pixel_values"][0]
+        item["pixel_values"] = self._pixels(photo)
         return item
+
+    def keep_decoded(self, num_photos: int, *, progress: bool = False) -> None:
+        """Decodes the first photos now and keeps them in memory, 3 bytes a pixel.
+
+        Called before the workers start, which then share them. A photo that cannot be read is left to its turn.
+        """
+        paths = [example.path for example in self.examples[:num_photos]]
+        for path in tqdm(paths, desc="decode", unit="photo", disable=not progress or not paths, leave=False):
+            with suppress(UserError):
+                self._decoded[path] = self._load(path)
+
+    def _load(self, path: Path) -> Image.Image:
+        kept = self._decoded.get(path)
+        return kept if kept is not None else load_photo(path, min_side=self._min_side)
 
 
 class ClipCollator:
-    """Items to a batch: tokenises both texts, padded to the longest of the batch.
+    """Items to a batch: tokenises both texts, each different one once, padded to the longest of the batch.
 
     Args:
         tokenizer: Of the base model.
@@ -178,8 +200,15 @@ class ClipCollator:
         return len(self._tokenizer(text)["input_ids"])
 
     def _tokenize(self, name: str, texts: list[str]) -> dict[str, torch.Tensor]:
-        tokens = self._tokenizer(texts, padding=True, truncation=True, max_length=self._max_length, return_tensors="pt")
-        return {f"{name}_input_ids": tokens["input_ids"], f"{name}_attention_mask": tokens["attention_mask"]}
+        row_of_text = {text: row for row, text in enumerate(dict.fromkeys(texts))}
+        tokens = self._tokenizer(
+            list(row_of_text), padding=True, truncation=True, max_length=self._max_length, return_tensors="pt"
+        )
+        return {
+            f"{name}_input_ids": tokens["input_ids"],
+            f"{name}_attention_mask": tokens["attention_mask"],
+            f"{name}_row": torch.tensor([row_of_text[text] for text in texts]),
+        }
 
 
 class GlobalBatches(Sampler[list[int]]):

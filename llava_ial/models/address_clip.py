@@ -40,16 +40,22 @@ class AddressCLIP(nn.Module):
     def forward(
         self,
         pixel_values: torch.Tensor,  # (B, 3, H, W)
-        address_input_ids: torch.Tensor,  # (B, T_a)
-        address_attention_mask: torch.Tensor,  # (B, T_a)
-        caption_input_ids: torch.Tensor,  # (B, T_c)
-        caption_attention_mask: torch.Tensor,  # (B, T_c)
+        address_input_ids: torch.Tensor,  # (U_a, T_a)
+        address_attention_mask: torch.Tensor,  # (U_a, T_a)
+        address_row: torch.Tensor,  # (B,) row of each photo's address
+        caption_input_ids: torch.Tensor,  # (U_c, T_c)
+        caption_attention_mask: torch.Tensor,  # (U_c, T_c)
+        caption_row: torch.Tensor,  # (B,)
     ) -> dict[str, torch.Tensor]:
-        """Features of a batch, each ``(B, D)`` of length one, and the factor ``logit_scale ()`` on their cosines."""
+        """Features of a batch, each ``(B, D)`` of length one, and the factor ``logit_scale ()`` on their cosines.
+
+        A text that several photos share is encoded once; its gradient is the sum over the photos, as it would be with a
+        row for each.
+        """
         return {
             "image_features": self.encode_images(pixel_values),
-            "address_features": self.encode_texts(address_input_ids, address_attention_mask),
-            "caption_features": self.encode_texts(caption_input_ids, caption_attention_mask),
+            "address_features": self.encode_texts(address_input_ids, address_attention_mask)[address_row],
+            "caption_features": self.encode_texts(caption_input_ids, caption_attention_mask)[caption_row],
             "logit_scale": self.clip.logit_scale.exp(),
         }
 

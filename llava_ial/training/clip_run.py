@@ -93,6 +93,7 @@ def build_loader(run: ClipRun, start_step: int) -> DataLoader[dict[str, Any]]:
         rows, run.image_processor,
         augmentation=settings.augmentation, seed=settings.seed, fast_decoding=settings.fast_decoding,
     )  # fmt: skip
+    photos.keep_decoded(settings.photos_in_memory, progress=distributed.is_main_process())
     return DataLoader(
         photos,
         batch_sampler=shared_batches(settings, len(rows), num_steps=run.num_steps, start_step=start_step),

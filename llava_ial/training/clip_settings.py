@@ -12,7 +12,8 @@ from llava_ial.splits import SPLIT_NAMES
 # These say where things lie and how fast it goes, not what comes out: a run may be resumed with others. The inputs
 # stand in a run's identity by their hashes.
 _NOT_IDENTITY = (
-    "data", "image_root", "base", "output", "cpu", "num_workers", "checkpoint_every", "keep_checkpoints", "dry_run",
+    "data", "image_root", "base", "output", "cpu", "num_workers", "photos_in_memory", "checkpoint_every",
+    "keep_checkpoints", "dry_run",
 )  # fmt: skip
 
 
@@ -59,6 +60,10 @@ class ClipSettings:
         metadata={"help": "decode large JPEGs at a fraction of their size: other pixels, several times faster"},
     )
 
+    photos_in_memory: int = field(
+        default=0, metadata={"help": "decoded training photos that each process keeps, 3 bytes a pixel; 0 keeps none"}
+    )
+
     eval_splits: list[str] = field(default_factory=lambda: ["val"], metadata={"help": "splits to measure on"})
     eval_every: int = field(default=0, metadata={"help": "steps between measurements; 0 measures at the end alone"})
     log_every: int = field(default=10, metadata={"help": "steps between lines of train_log.jsonl"})
@@ -102,7 +107,7 @@ class ClipSettings:
             _require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
         not_negative = (
             "final_learning_rate", "warmup_steps", "weight_decay", "address_weight", "caption_weight",
-            "geography_weight", "eval_every", "checkpoint_every", "num_workers",
+            "geography_weight", "eval_every", "checkpoint_every", "num_workers", "photos_in_memory",
         )  # fmt: skip
         for name in not_negative:
             _require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
