@@ -163,6 +163,22 @@ def gather_with_gradient(tensor: torch.Tensor) -> torch.Tensor:
     return gathered
 
 
+def own_rows(tensor: torch.Tensor) -> slice:
+    """Where the rows of this process stand among the gathered ones."""
+    counts = gather_with_gradient(torch.tensor([len(tensor)], device=tensor.device)).tolist()
+    start = sum(counts[: rank()])
+    return slice(start, start + len(tensor))
+
+
+def sum_ranks(tensor: torch.Tensor) -> torch.Tensor:
+    """Sum over all processes, without gradient."""
+    if not _is_distributed():
+        return tensor.detach()
+    total = tensor.detach().clone()
+    dist.all_reduce(total)
+    return total
+
+
 class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, tensor: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Two processes against one: the same loss and the same gradients."""
+"""Two and three processes against one: the same loss and the same gradients."""
 
 import gc
 import os
@@ -12,7 +12,7 @@ from torch import nn
 
 from llava_ial import distributed
 from llava_ial.errors import UserError
-from llava_ial.models.losses import POSITIVES, LossWeights, address_clip_losses
+from llava_ial.models.losses import POSITIVES, LossWeights, Truths, address_clip_losses
 
 ROOT = Path(__file__).resolve().parents[1]
 BATCH, WIDTH = 9, 6
@@ -47,13 +47,14 @@ def run_losses(rows: list[int], dtype: torch.dtype, positives: str, part: str) -
     wrapped = nn.parallel.DistributedDataParallel(model) if distributed.world_size() > 1 else model
     features = wrapped(photo, address, caption)
     everyone = {name: distributed.gather_with_gradient(f) if f.ndim else f for name, f in features.items()}
+    known = [distributed.gather_with_gradient(t) for t in (address_id, address_id // 2, address_id * 0, xy_m)]
     losses = address_clip_losses(
-        everyone, distributed.gather_with_gradient(address_id), distributed.gather_with_gradient(xy_m),
-        weights=LossWeights(), positives=positives,
-    )  # fmt: skip
+        everyone, Truths(*known), weights=LossWeights(), positives=positives, rows=distributed.own_rows(address_id)
+    )
     # A loss of photos alone leaves the text side without gradient, which the wrapper must be told: a zero of all.
-    (losses[part] + 0.0 * sum(f.sum() for f in features.values())).backward()
-    return {"loss": losses[part].detach(), **{name: p.grad for name, p in model.named_parameters()}}
+    own = losses[part] + 0.0 * sum(f.sum() for f in features.values())
+    (own * distributed.world_size()).backward()
+    return {"loss": distributed.sum_ranks(losses[part]), **{name: p.grad for name, p in model.named_parameters()}}
 
 
 def cases() -> list[tuple[torch.dtype, str, str]]:
@@ -62,29 +63,33 @@ def cases() -> list[tuple[torch.dtype, str, str]]:
     return [(dtype, positives, part) for dtype in dtypes for positives in POSITIVES for part in parts]
 
 
-def split_rows(case: str, rank: int) -> list[int]:
-    equal = [[0, 2, 4, 6], [1, 3, 5, 7]]
-    unequal = [[0, 1, 2, 3, 4, 5, 6], [7, 8]]
-    return {"equal": equal, "unequal": unequal}[case][rank]
+def split_rows(case: str, rank: int, world: int) -> list[int]:
+    """Rows of a rank: alternating, or two for each rank but the first, which has the rest."""
+    if case == "equal":
+        return list(range(rank, BATCH - BATCH % world, world))
+    first = BATCH - 2 * (world - 1)
+    return list(range(first)) if rank == 0 else [first + 2 * (rank - 1), first + 2 * (rank - 1) + 1]
 
 
 def worker(folder: str) -> None:
-    """What each of the two processes runs."""
+    """What each of the processes runs."""
     torch.distributed.init_process_group("gloo")
-    rank = distributed.rank()
+    rank, world = distributed.rank(), distributed.world_size()
     results = {
-        f"{division} {dtype} {positives} {part}": run_losses(split_rows(division, rank), dtype, positives, part)
+        f"{division} {dtype} {positives} {part}": run_losses(split_rows(division, rank, world), dtype, positives, part)
         for division in ("equal", "unequal")
         for dtype, positives, part in cases()
     }
     torch.save(results, Path(folder) / f"{rank}.pt")
+    assert distributed.own_rows(torch.zeros(rank + 1)) == slice(sum(range(rank + 1)), sum(range(rank + 2)))
+    assert distributed.sum_ranks(torch.tensor(float(rank + 1))) == sum(range(world + 1))
     assert distributed.any_rank(rank == 1, False) == [True, False]
-    assert distributed.gather_objects(rank) == [0, 1]
+    assert distributed.gather_objects(rank) == list(range(world))
     assert distributed.run_on_main_process(lambda: f"made by {distributed.rank()}") == "made by 0"
     distributed.wait_for_everyone()
     gc.collect()  # a wrapper that outlives the group hangs the end of the process now and then
     assert not any(isinstance(found, nn.parallel.DistributedDataParallel) for found in gc.get_objects())
-    with pytest.raises((UserError, SystemExit)[rank]) as caught:  # type: ignore[call-overload]
+    with pytest.raises(UserError if rank == 0 else SystemExit) as caught:  # type: ignore[call-overload]
         distributed.run_on_main_process(refuse)
     assert rank == 0 or caught.value.code == 2
     assert not torch.distributed.is_initialized()
@@ -112,19 +117,28 @@ def launch(code: str, num_processes: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def two_ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, torch.Tensor]]]:
-    folder = tmp_path_factory.mktemp("ranks")
-    launch(f"from tests.test_distributed import worker; worker({str(folder)!r})", 2)
-    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
+def results_of(tmp_path_factory: pytest.TempPathFactory):
+    """Results of all ranks, by number of processes; each number is launched once."""
+    found: dict[int, list[dict[str, dict[str, torch.Tensor]]]] = {}
+
+    def run(world: int) -> list[dict[str, dict[str, torch.Tensor]]]:
+        if world not in found:
+            folder = tmp_path_factory.mktemp("ranks")
+            launch(f"from tests.test_distributed import worker; worker({str(folder)!r})", world)
+            found[world] = [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(world)]
+        return found[world]
+
+    return run
 
 
+@pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("division", ["equal", "unequal"])
 @pytest.mark.parametrize(("dtype", "positives", "part"), cases())
-def test_two_processes_equal_one_in_loss_and_gradients(two_ranks, division, dtype, positives, part):
-    rows = split_rows(division, 0) + split_rows(division, 1)
+def test_processes_equal_one_in_loss_and_gradients(results_of, world, division, dtype, positives, part):
+    rows = [row for rank in range(world) for row in split_rows(division, rank, world)]
     whole = run_losses(rows, dtype, positives, part)
     tolerance = 1e-6 if dtype == torch.float64 else 1e-5
-    for result in two_ranks:
+    for result in results_of(world):
         found = result[f"{division} {dtype} {positives} {part}"]
         assert set(found) == set(whole)
         for name, expected in whole.items():
@@ -137,6 +151,8 @@ def test_without_a_group_everything_is_the_identity():
     assert distributed.gather_with_gradient(tensor) is tensor
     assert distributed.any_rank(True, False) == [True, False]
     assert distributed.gather_objects("x") == ["x"]
+    assert distributed.own_rows(torch.zeros(3)) == slice(0, 3)
+    assert distributed.sum_ranks(torch.tensor(2.0)) == 2
     assert distributed.run_on_main_process(lambda: 5) == 5
     assert distributed.is_main_process()
     assert distributed.world_size() == 1

@@ -6,8 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llava_ial.models.losses import (
+    GEOGRAPHY_READINGS,
     POSITIVES,
     LossWeights,
+    Truths,
     address_clip_losses,
     contrastive_loss,
     image_geography_loss,
@@ -27,6 +29,11 @@ def world(batch: int = 7, width: int = 5, seed: int = 0, dtype: torch.dtype = to
     address_id = torch.randint(0, 3, (batch,), generator=generator)
     xy_m = 300 * torch.rand(batch, 2, generator=generator)
     return features, address_id, xy_m
+
+
+def truths(address_id: torch.Tensor, xy_m: torch.Tensor) -> Truths:
+    """Two addresses a street, all in one neighbourhood."""
+    return Truths(address_id, address_id // 2, torch.zeros_like(address_id), xy_m)
 
 
 # The obvious reference: the paper's formulas as loops over rows and pairs.
@@ -54,7 +61,7 @@ def naive_contrastive(image, text, scale, positives, address_id, xy_m, sigma_m):
     return total / (2 * batch)
 
 
-def naive_geography(image, xy_m):
+def naive_geography(image, xy_m, reading="stated"):
     batch, total = len(image), torch.zeros((), dtype=torch.float64)
     for i in range(batch):
         for j in range(batch):
@@ -63,7 +70,8 @@ def naive_geography(image, xy_m):
                 values = [float(v) for v in xy_m[:, axis]]
                 extent = max(values) - min(values)
                 ground += abs(values[i] - values[j]) / extent / 2 if extent else 0.0
-            total = total + (1 - image[i] @ image[j] - ground) ** 2
+            cosine = image[i] @ image[j]
+            total = total + ((cosine if reading == "printed" else 1 - cosine) - ground) ** 2
     return total / batch**2
 
 
@@ -83,10 +91,11 @@ def test_contrastive_loss_equals_the_double_loop_in_value_and_gradient(positives
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-6)
 
 
-def test_geography_loss_equals_the_double_loop_in_value_and_gradient():
+@pytest.mark.parametrize("reading", GEOGRAPHY_READINGS)
+def test_geography_loss_equals_the_double_loop_in_value_and_gradient(reading: str):
     features, _, xy_m = world()
-    fast = image_geography_loss(features["image_features"], xy_m)
-    slow = naive_geography(features["image_features"], xy_m)
+    fast = image_geography_loss(features["image_features"], xy_m, reading)
+    slow = naive_geography(features["image_features"], xy_m, reading)
     torch.testing.assert_close(fast, slow, rtol=1e-6, atol=1e-7)
     for a, b in zip(gradients(fast, features), gradients(slow, features), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
@@ -95,11 +104,50 @@ def test_geography_loss_equals_the_double_loop_in_value_and_gradient():
 @pytest.mark.parametrize("positives", POSITIVES)
 def test_the_whole_is_the_weighted_sum_and_each_part_is_named(positives: str):
     features, address_id, xy_m = world()
-    losses = address_clip_losses(features, address_id, xy_m, weights=LossWeights(), positives=positives)
+    losses = address_clip_losses(features, truths(address_id, xy_m), weights=LossWeights(), positives=positives)
     parts = ("image_address_loss", "image_caption_loss", "image_geography_loss")
     expected = sum(w * losses[part] for w, part in zip((1.0, 0.2, 0.8), parts, strict=True))
     torch.testing.assert_close(losses["loss"], expected)
     assert set(losses) == {*parts, "loss"}
+
+
+def test_streets_and_neighbourhoods_are_further_positives_that_every_row_of_the_name_shares():
+    features, address_id, xy_m = world()
+    for kind in ("street", "neighbourhood"):
+        features[f"{kind}_features"] = world(seed=5)[0]["caption_features"]
+    known, weights = truths(address_id, xy_m), LossWeights(caption=0, geography=0, street=0.5, neighbourhood=0.25)
+    losses = address_clip_losses(features, known, weights=weights)
+    assert weights.text_kinds == ("address", "street", "neighbourhood")
+    assert set(losses) == {"image_address_loss", "image_street_loss", "image_neighbourhood_loss", "loss"}
+    for kind, class_id in (("street", known.street_id), ("neighbourhood", known.neighbourhood_id)):
+        image, text = features["image_features"], features[f"{kind}_features"]
+        slow = naive_contrastive(image, text, features["logit_scale"], "multi", class_id, xy_m, 1.0)
+        torch.testing.assert_close(losses[f"image_{kind}_loss"], slow, rtol=1e-6, atol=1e-6)
+    expected = sum(
+        w * losses[f"image_{kind}_loss"] for w, kind in ((1, "address"), (0.5, "street"), (0.25, "neighbourhood"))
+    )
+    torch.testing.assert_close(losses["loss"], expected)
+
+
+@pytest.mark.parametrize("positives", POSITIVES)
+def test_the_parts_of_processes_add_up_to_the_loss_of_the_batch(positives: str):
+    features, address_id, xy_m = world()
+    known = truths(address_id, xy_m)
+    whole = address_clip_losses(features, known, weights=LossWeights(), positives=positives)
+    parts = [
+        address_clip_losses(features, known, weights=LossWeights(), positives=positives, rows=rows)
+        for rows in (slice(0, 4), slice(4, 4), slice(4, 7))  # one process without a photo
+    ]
+    for name, loss in whole.items():
+        torch.testing.assert_close(sum(part[name] for part in parts), loss)
+
+
+def test_an_unknown_choice_is_named():
+    features, address_id, xy_m = world()
+    with pytest.raises(ValueError, match="allowed: paper, multi, geo"):
+        positive_targets("some", address_id, xy_m, 1.0)
+    with pytest.raises(ValueError, match="allowed: stated, printed"):
+        image_geography_loss(features["image_features"], xy_m, "some")
 
 
 def test_chance_level_is_the_logarithm_of_the_batch():
@@ -126,9 +174,9 @@ def test_an_axis_without_extent_contributes_nothing_and_never_nan(xy_m: torch.Te
 def test_losses_are_float32_inside_bf16_autocast(positives: str):
     features, address_id, xy_m = world(dtype=torch.float32)
     xy_m = xy_m + torch.tensor([0.0, 4000.0])  # bfloat16 would see every northing as one of two values
-    outside = address_clip_losses(features, address_id, xy_m, weights=LossWeights(), positives=positives)
+    outside = address_clip_losses(features, truths(address_id, xy_m), weights=LossWeights(), positives=positives)
     with torch.autocast("cpu", torch.bfloat16):
-        inside = address_clip_losses(features, address_id, xy_m, weights=LossWeights(), positives=positives)
+        inside = address_clip_losses(features, truths(address_id, xy_m), weights=LossWeights(), positives=positives)
     for name, loss in inside.items():
         assert loss.dtype == torch.float32
         torch.testing.assert_close(loss, outside[name], rtol=0, atol=0)
@@ -151,9 +199,11 @@ def test_targets_are_shares_and_the_loss_does_not_depend_on_the_order(batch: int
     assert (targets.diagonal() > 0).all()
     order = torch.randperm(batch, generator=torch.Generator().manual_seed(seed))
     shuffled = {name: f[order] if f.ndim else f for name, f in features.items()}
-    one = address_clip_losses(features, address_id, xy_m, weights=LossWeights(), positives=positives, sigma_m=80.0)
+    one = address_clip_losses(
+        features, truths(address_id, xy_m), weights=LossWeights(), positives=positives, sigma_m=80.0
+    )
     other = address_clip_losses(
-        shuffled, address_id[order], xy_m[order], weights=LossWeights(), positives=positives, sigma_m=80.0
+        shuffled, truths(address_id[order], xy_m[order]), weights=LossWeights(), positives=positives, sigma_m=80.0
     )
     for name, loss in one.items():
         torch.testing.assert_close(loss, other[name], rtol=1e-5, atol=1e-6)

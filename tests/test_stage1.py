@@ -6,10 +6,12 @@ import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from accelerate import DistributedType
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel, CLIPProcessor, CLIPVisionModel
 
@@ -20,6 +22,7 @@ from llava_ial.manifest import file_hash, read_manifest
 from llava_ial.models.address_clip import MAX_LOG_LOGIT_SCALE, AddressCLIP
 from llava_ial.models.identity import hash_tensors, tower_hash
 from llava_ial.training.checkpoints import complete_checkpoints
+from llava_ial.training.clip_run import refuse_unsuited
 from tests.tiny_world import TinyWorld, build_tiny_base_clip, build_tiny_dataset
 from train import stage1_clip
 
@@ -256,8 +259,11 @@ def test_a_dry_run_shows_what_would_be_trained_and_writes_nothing(tmp_path: Path
 def test_losses_without_captions_or_geography_and_other_positives_train_too(tmp_path: Path, train):
     train(tmp_path / "a", num_epochs=1, caption_weight=0, geography_weight=0, positives="multi")
     train(
-        tmp_path / "b", num_epochs=1, positives="geo", sigma_m=100, colour_jitter=0.3, fast_decoding=True, num_workers=1
-    )
+        tmp_path / "b", num_epochs=1, positives="geo", sigma_m=100, colour_jitter=0.3, fast_decoding=True,
+        num_workers=1, street_weight=0.5, neighbourhood_weight=0.1, geography_reading="printed", chunk_size=3,
+    )  # fmt: skip
+    (logged, *_) = (json.loads(line) for line in (tmp_path / "b" / "train_log.jsonl").read_text().splitlines())
+    assert logged["image_street_loss"] > 0 < logged["image_neighbourhood_loss"]
 
 
 def test_moved_photos_are_found_by_image_root(tmp_path: Path, train):
@@ -266,6 +272,17 @@ def test_moved_photos_are_found_by_image_root(tmp_path: Path, train):
     with pytest.raises(UserError, match="--image_root"):
         train(tmp_path / "a", data=tmp_path / "data")
     train(tmp_path / "a", data=tmp_path / "data", image_root=tmp_path / "elsewhere", num_epochs=1)
+
+
+def test_what_the_launcher_would_quietly_change_is_refused(tmp_path: Path, train, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    with pytest.raises(UserError, match=r"steps 4: a contrastive loss needs the whole batch.*--chunk_size"):
+        train(tmp_path / "a")
+    sharded = SimpleNamespace(
+        gradient_accumulation_steps=1, distributed_type=DistributedType.FSDP, device=torch.device("cpu")
+    )
+    with pytest.raises(UserError, match="FSDP shards nothing on the CPU"):
+        refuse_unsuited(sharded)
 
 
 def broken_photo(folder: Path) -> None:

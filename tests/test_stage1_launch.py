@@ -67,7 +67,9 @@ def test_the_published_setting_is_the_papers():
     (settings,) = parse_config(ClipSettings, description="", argv=arguments)
     assert (settings.base, settings.batch_size, settings.num_processes) == ("openai/clip-vit-base-patch16", 256, 8)
     assert (settings.learning_rate, settings.final_learning_rate, settings.num_epochs) == (2.4e-5, 2.4e-8, 100)
-    assert vars(settings.loss_weights) == {"address": 1.0, "caption": 0.2, "geography": 0.8}
+    weights = {"address": 1.0, "caption": 0.2, "geography": 0.8, "street": 0.0, "neighbourhood": 0.0}
+    assert vars(settings.loss_weights) == weights
+    assert (settings.geography_reading, settings.chunk_size) == ("stated", 0)
     assert (settings.positives, settings.weight_decay, settings.augmentation) == ("paper", 0.0, None)
 
 
@@ -114,7 +116,8 @@ def test_two_launched_processes_equal_one(world: Path, tmp_path: Path):
     alone = python(*places(world, tmp_path / "one"), *SETTINGS)
     assert alone.returncode == 0, alone.stderr[-2000:]
     # Seven photos a batch: the shares of the two processes are unequal.
-    both = accelerate(TWO_PROCESSES, *places(world, tmp_path / "two"), *SETTINGS, "--num_processes=2")
+    # They encode their photos in chunks, the one process at once.
+    both = accelerate(TWO_PROCESSES, *places(world, tmp_path / "two"), *SETTINGS, "--num_processes=2", "--chunk_size=2")
     assert both.returncode == 0, both.stderr[-2000:]
     logs = [(tmp_path / name / "train_log.jsonl").read_text().splitlines() for name in ("one", "two")]
     assert len(logs[0]) == len(logs[1]) == 7

@@ -30,10 +30,8 @@ from transformers.utils import logging as transformers_logging
 
 from llava_ial import distributed
 from llava_ial.config import parse_config
-from llava_ial.data.clip import MODEL_INPUTS
 from llava_ial.errors import UserError, run_command
 from llava_ial.manifest import FolderState
-from llava_ial.models.losses import address_clip_losses
 from llava_ial.training.clip_progress import (
     claim,
     finish,
@@ -47,6 +45,8 @@ from llava_ial.training.clip_progress import (
 )
 from llava_ial.training.clip_run import ClipRun, build_loader, build_run, describe
 from llava_ial.training.clip_settings import ClipSettings
+from llava_ial.training.clip_step import batch_losses, losses_of_everyone, model_inputs, to_device
+from llava_ial.training.feature_cache import cached_backward, split_inputs
 from llava_ial.training.interruption import StopRequest
 from llava_ial.training.optim import learning_rate_at, set_learning_rate
 from llava_ial.training.seeds import seed_everything, seed_step
@@ -114,24 +114,27 @@ def train_step(run: ClipRun, batch: dict[str, Any], step: int) -> dict[str, floa
     )  # fmt: skip
     set_learning_rate(run.optimizer, learning_rate)
 
-    features = run.parallel_model(**{name: batch[name].to(device, non_blocking=True) for name in MODEL_INPUTS})
-    # The negatives of a photo are the texts of all processes; gradients flow back to where a feature was made.
-    everyone = {name: distributed.gather_with_gradient(f) if f.ndim else f for name, f in features.items()}
-    address_id = distributed.gather_with_gradient(batch["address_id"].to(device))
-    xy_m = distributed.gather_with_gradient(batch["xy_m"].to(device))
-    losses = address_clip_losses(
-        everyone, address_id, xy_m,
-        weights=settings.loss_weights, positives=settings.positives, sigma_m=settings.sigma_m,
-    )  # fmt: skip
-    run.accelerator.backward(losses["loss"])
+    tensors = to_device(batch, device)
+    inputs, world = model_inputs(tensors), distributed.world_size()
+    # A process's loss is its part of the batch's; the wrapper takes the mean of gradients over processes, not the sum.
+    if run.num_chunks == 1:
+        losses = batch_losses(run.parallel_model(**inputs), tensors, settings)
+        run.accelerator.backward(losses["loss"] * world)
+    else:
+        losses = cached_backward(
+            run.parallel_model, split_inputs(inputs, run.num_chunks),
+            lambda features: batch_losses(features, tensors, settings),
+            backward=run.accelerator.backward, no_sync=lambda: run.accelerator.no_sync(run.parallel_model),
+            seed=lambda chunk: seed_step(settings.seed, step, distributed.rank(), chunk), scale=world,
+        )  # fmt: skip
     gradient_norm = run.accelerator.clip_grad_norm_(run.model.parameters(), settings.max_gradient_norm)
     run.optimizer.step()
     run.optimizer.zero_grad()
     run.model.clamp_logit_scale()
     return {
-        **{name: float(loss.detach()) for name, loss in losses.items()},
-        "chance_level": math.log(len(address_id)),  # of the contrastive losses with --positives paper
-        "logit_scale": float(features["logit_scale"].detach()),
+        **losses_of_everyone(losses),
+        "chance_level": math.log(run.global_batch_size),  # of the contrastive losses with --positives paper
+        "logit_scale": run.model.logit_scale,
         "gradient_norm": float(gradient_norm),
         "learning_rate": learning_rate,
     }

@@ -1,9 +1,10 @@
 """Batches for stage 1: a photo, its address, its caption followed by its address, and where it was taken.
 
-A batch is a dict of tensors, first dimension ``B``: ``pixel_values (3, H, W)``, ``xy_m (2)``, ``address_id ()``; and
-``image_id``, a list, so that an error can name photos. A city has fewer addresses than a batch has photos, so each text
-stands in a batch once: ``address_input_ids`` and ``address_attention_mask (U, T)``, and ``address_row (B)``, the row of
-each photo's text; ``caption_*`` likewise.
+A batch is a dict of tensors, first dimension ``B``: ``pixel_values (3, H, W)``, ``xy_m (2)``, ``address_id ()``,
+``street_id ()``, ``neighbourhood_id ()``; and ``image_id``, a list, so that an error can name photos. A city has fewer
+addresses than a batch has photos, so each text stands in a batch once: ``address_input_ids`` and
+``address_attention_mask (U, T)``, and ``address_row (B)``, the row of each photo's text; ``caption_*``, ``street_*``
+and ``neighbourhood_*`` likewise.
 """
 
 from collections.abc import Iterator, Sequence
@@ -25,15 +26,6 @@ from llava_ial.data.pixels import PhotoPixels
 from llava_ial.errors import UserError
 from llava_ial.geo import GeoPoint, LocalFrame
 
-MODEL_INPUTS = (
-    "pixel_values",
-    "address_input_ids",
-    "address_attention_mask",
-    "address_row",
-    "caption_input_ids",
-    "caption_attention_mask",
-    "caption_row",
-)
 # Photos are decoded at no less than this multiple of the model's input side, so that a crop still fills it.
 _DRAFT_MARGIN = 2
 
@@ -48,6 +40,10 @@ class ClipExample:
     caption: str
     xy_m: tuple[float, float]
     address_id: int
+    street_text: str = ""
+    street_id: int = 0
+    neighbourhood_text: str = ""
+    neighbourhood_id: int = 0
 
 
 def clip_examples(dataset: IALDataset, split: str) -> list[ClipExample]:
@@ -64,17 +60,29 @@ def clip_examples(dataset: IALDataset, split: str) -> list[ClipExample]:
         raise UserError(f"{dataset.folder}: addresses not in the gallery: {', '.join(sorted(unknown)[:3])}; rebuild it")
     frame = LocalFrame(GeoPoint(samples[0].photo.lat, samples[0].photo.lon))
     positions = frame.to_xy_m([s.photo.lat for s in samples], [s.photo.lon for s in samples])
-    return [
-        ClipExample(
-            image_id=sample.photo.image_id,
-            path=dataset.image_file(sample.photo.image_path),
-            address_text=dataset.gallery[classes[sample.address.sub_street_id]].verbose,
-            caption=sample.caption,
-            xy_m=(float(xy[0]), float(xy[1])),
-            address_id=classes[sample.address.sub_street_id],
+    streets, neighbourhoods = (
+        {text: i for i, text in enumerate(dict.fromkeys(getattr(record, level) for record in dataset.gallery))}
+        for level in ("street_text", "neighbourhood_text")
+    )
+    examples = []
+    for sample, xy in zip(samples, positions, strict=True):
+        address_id = classes[sample.address.sub_street_id]
+        place = dataset.gallery[address_id]
+        examples.append(
+            ClipExample(
+                image_id=sample.photo.image_id,
+                path=dataset.image_file(sample.photo.image_path),
+                address_text=place.verbose,
+                caption=sample.caption,
+                xy_m=(float(xy[0]), float(xy[1])),
+                address_id=address_id,
+                street_text=place.street_text,
+                street_id=streets[place.street_text],
+                neighbourhood_text=place.neighbourhood_text,
+                neighbourhood_id=neighbourhoods[place.neighbourhood_text],
+            )
         )
-        for sample, xy in zip(samples, positions, strict=True)
-    ]
+    return examples
 
 
 class ClipPhotos(Dataset[dict[str, Any]]):
@@ -140,16 +148,23 @@ class ClipPhotos(Dataset[dict[str, Any]]):
 
 
 class ClipCollator:
-    """Items to a batch: tokenises both texts, each different one once, padded to the longest of the batch.
+    """Items to a batch: tokenises its texts, each different one once, padded to the longest of the batch.
 
     Args:
         tokenizer: Of the base model.
         max_length: Longest text in tokens, marks of beginning and end included (CLIP: 77).
+        text_kinds: Of ``address``, ``caption`` (with the address behind it), ``street``, ``neighbourhood``.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        max_length: int,
+        text_kinds: Sequence[str] = ("address", "caption"),
+    ) -> None:
         self._tokenizer = tokenizer
         self._max_length = max_length
+        self._text_kinds = text_kinds
 
     def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """One batch.
@@ -160,16 +175,25 @@ class ClipCollator:
         if errors := [item["error"] for item in items if "error" in item]:
             return {"error": errors[0]}
         examples: list[ClipExample] = [item["example"] for item in items]
-        addresses = [example.address_text for example in examples]
-        captions = [self.caption_text(example.caption, example.address_text) for example in examples]
         return {
             "image_id": [example.image_id for example in examples],
             "pixel_values": torch.stack([item["pixel_values"] for item in items]),
-            **self._tokenize("address", addresses),
-            **self._tokenize("caption", captions),
             "xy_m": torch.tensor([example.xy_m for example in examples], dtype=torch.float32),
             "address_id": torch.tensor([example.address_id for example in examples]),
+            "street_id": torch.tensor([example.street_id for example in examples]),
+            "neighbourhood_id": torch.tensor([example.neighbourhood_id for example in examples]),
+            **{
+                name: tensor
+                for kind in self._text_kinds
+                for name, tensor in self._tokenize(kind, [self._text(kind, example) for example in examples]).items()
+            },
         }
+
+    def _text(self, kind: str, example: ClipExample) -> str:
+        if kind == "caption":
+            return self.caption_text(example.caption, example.address_text)
+        text: str = getattr(example, f"{kind}_text")
+        return text
 
     def caption_text(self, caption: str, address_text: str) -> str:
         """``caption + " " + address``, without the caption's last words where the text encoder's length demands it.

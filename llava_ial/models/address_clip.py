@@ -19,6 +19,7 @@ from llava_ial.errors import UserError
 
 # CLIP (arXiv 2103.00020, section 2.5) keeps logits from being scaled by more than 100.
 MAX_LOG_LOGIT_SCALE = math.log(100)
+_IDS = "_input_ids"
 
 
 class AddressCLIP(nn.Module):
@@ -37,26 +38,26 @@ class AddressCLIP(nn.Module):
         """Longest text in tokens, marks of beginning and end included."""
         return int(self.clip.config.text_config.max_position_embeddings)
 
-    def forward(
-        self,
-        pixel_values: torch.Tensor,  # (B, 3, H, W)
-        address_input_ids: torch.Tensor,  # (U_a, T_a)
-        address_attention_mask: torch.Tensor,  # (U_a, T_a)
-        address_row: torch.Tensor,  # (B,) row of each photo's address
-        caption_input_ids: torch.Tensor,  # (U_c, T_c)
-        caption_attention_mask: torch.Tensor,  # (U_c, T_c)
-        caption_row: torch.Tensor,  # (B,)
-    ) -> dict[str, torch.Tensor]:
-        """Features of a batch, each ``(B, D)`` of length one, and the factor ``logit_scale ()`` on their cosines.
+    @property
+    def logit_scale(self) -> float:
+        """The factor on cosines."""
+        return float(self.clip.logit_scale.detach().exp())
 
-        A text that several photos share is encoded once; its gradient is the sum over the photos, as it would be with a
-        row for each.
+    def forward(self, pixel_values: torch.Tensor, **texts: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Features of photos and texts, each of length one, and the factor ``logit_scale ()`` on their cosines.
+
+        Args:
+            pixel_values: ``(B, 3, H, W)``.
+            texts: ``NAME_input_ids`` and ``NAME_attention_mask (U, T)`` of each kind of text, each different text once.
+
+        Returns:
+            ``image_features (B, D)``, ``NAME_features (U, D)``, ``logit_scale``.
         """
+        names = [key.removesuffix(_IDS) for key in texts if key.endswith(_IDS)]
         return {
             "image_features": self.encode_images(pixel_values),
-            "address_features": self.encode_texts(address_input_ids, address_attention_mask)[address_row],
-            "caption_features": self.encode_texts(caption_input_ids, caption_attention_mask)[caption_row],
-            "logit_scale": self.clip.logit_scale.exp(),
+            **{f"{n}_features": self.encode_texts(texts[n + _IDS], texts[f"{n}_attention_mask"]) for n in names},
+            "logit_scale": self.clip.logit_scale.exp().reshape(()),
         }
 
     def encode_images(self, pixel_values: torch.Tensor) -> torch.Tensor:

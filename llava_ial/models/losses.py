@@ -1,15 +1,18 @@
-"""The three losses of AddressCLIP (arXiv 2407.08156, section 4).
+"""The losses of AddressCLIP (arXiv 2407.08156, section 4), and further ones for streets and neighbourhoods.
 
     L = 1.0 * image_address_loss + 0.2 * image_caption_loss + 0.8 * image_geography_loss
 
-All are computed over the whole batch of all processes, in float32 outside autocast.
+All are computed over the whole batch of all processes, in float32 outside autocast. Each process computes the rows of
+its own photos and texts against the columns of all, so memory grows with the batch, not with its square.
 
-Which pairs count as positive in the two contrastive losses is a choice (``POSITIVES``). A city has fewer addresses than
-a batch has photos, so several photos of a batch share an address for certain:
+Which pairs count as positive in the contrastive losses with addresses and captions is a choice (``POSITIVES``). A city
+has fewer addresses than a batch has photos, so several photos of a batch share an address for certain:
 
     paper  photo i and text i alone; the same address at another row is a negative, as printed
     multi  every row of the same address, with equal shares
     geo    shares that decay with the distance between the photos (SW-CLIP, arXiv 2604.04357)
+
+In the losses with streets and neighbourhoods, which most of a batch may share, every row of the same name is positive.
 """
 
 from dataclasses import dataclass
@@ -18,66 +21,103 @@ import torch
 from torch.nn.functional import cross_entropy
 
 POSITIVES = ("paper", "multi", "geo")
+GEOGRAPHY_READINGS = ("stated", "printed")
+TEXT_KINDS = ("address", "caption", "street", "neighbourhood")
+WHOLE = slice(None)
 # Beyond this many sigma a photo is no positive at all: exp(-4.5) is about 1 %.
 _GEO_CUT_SIGMAS = 3.0
 
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Share of each loss; the paper's values."""
+    """Share of each loss; the paper's values, which has no losses with streets and neighbourhoods."""
 
     address: float = 1.0
     caption: float = 0.2
     geography: float = 0.8
+    street: float = 0.0
+    neighbourhood: float = 0.0
+
+    @property
+    def text_kinds(self) -> tuple[str, ...]:
+        """Kinds of text that are learnt from."""
+        return tuple(kind for kind in TEXT_KINDS if getattr(self, kind))
+
+
+@dataclass(frozen=True)
+class Truths:
+    """What is known of the photos of a batch, of all processes.
+
+    Attributes:
+        address_id: ``(B,)`` class of each row; the streets' and neighbourhoods' likewise.
+        xy_m: ``(B, 2)`` metres from a local origin.
+    """
+
+    address_id: torch.Tensor
+    street_id: torch.Tensor
+    neighbourhood_id: torch.Tensor
+    xy_m: torch.Tensor
 
 
 def address_clip_losses(
     features: dict[str, torch.Tensor],
-    address_id: torch.Tensor,
-    xy_m: torch.Tensor,
+    truths: Truths,
     *,
     weights: LossWeights,
     positives: str = "paper",
     sigma_m: float = 50.0,
+    geography_reading: str = "stated",
+    rows: slice = WHOLE,
 ) -> dict[str, torch.Tensor]:
-    """All losses of a batch under the names they are logged by; ``loss`` is the weighted sum to minimise.
+    """The losses that have a weight, under the names they are logged by; ``loss`` is the sum to minimise.
 
     Args:
-        features: ``image_features``, ``address_features``, ``caption_features`` ``(B, D)`` of length one, and
-            ``logit_scale`` ``()``, the factor on the cosines.
-        address_id: ``(B,)`` class of each row.
-        xy_m: ``(B, 2)`` metres from a local origin.
+        features: ``image_features`` and, where they have a weight, ``address_features``, ``caption_features``,
+            ``street_features`` and ``neighbourhood_features``, ``(B, D)`` of length one; ``logit_scale`` ``()``, the
+            factor on the cosines.
+        truths: Of the same rows.
         weights: Share of each loss.
         positives: One of ``POSITIVES``.
         sigma_m: Decay of ``geo``, in metres.
+        geography_reading: One of ``GEOGRAPHY_READINGS``.
+        rows: What this process accounts for. The values of all processes add up to those of the whole batch.
     """
     image, scale = features["image_features"], features["logit_scale"]
-    targets = positive_targets(positives, address_id, xy_m, sigma_m)
-    losses = {
-        "image_address_loss": contrastive_loss(image, features["address_features"], scale, targets),
-        "image_caption_loss": contrastive_loss(image, features["caption_features"], scale, targets),
-        "image_geography_loss": image_geography_loss(image, xy_m),
+    kinds = {  # of text: weight, which rows are positive, and by which class
+        "address": (weights.address, positives, truths.address_id),
+        "caption": (weights.caption, positives, truths.address_id),
+        "street": (weights.street, "multi", truths.street_id),
+        "neighbourhood": (weights.neighbourhood, "multi", truths.neighbourhood_id),
     }
-    losses["loss"] = (
-        weights.address * losses["image_address_loss"]
-        + weights.caption * losses["image_caption_loss"]
-        + weights.geography * losses["image_geography_loss"]
-    )
-    return losses
+    losses: dict[str, torch.Tensor] = {}
+    total = torch.zeros((), device=image.device)
+    for kind, (weight, which, class_id) in kinds.items():
+        if weight:
+            targets = positive_targets(which, class_id, truths.xy_m, sigma_m, rows)
+            loss = contrastive_loss(image, features[f"{kind}_features"], scale, targets, rows)
+            losses[f"image_{kind}_loss"] = loss
+            total = total + weight * loss
+    if weights.geography:
+        losses["image_geography_loss"] = image_geography_loss(image, truths.xy_m, geography_reading, rows)
+        total = total + weights.geography * losses["image_geography_loss"]
+    return {**losses, "loss": total}
 
 
-def positive_targets(positives: str, address_id: torch.Tensor, xy_m: torch.Tensor, sigma_m: float) -> torch.Tensor:
-    """Share of each text in each photo's target, ``(B, B)``; rows sum to one, and so it serves both directions.
+def positive_targets(
+    positives: str, class_id: torch.Tensor, xy_m: torch.Tensor, sigma_m: float, rows: slice = WHOLE
+) -> torch.Tensor:
+    """Share of each text in the targets of the photos ``rows``, ``(N, B)``; a row sums to one.
 
-    The weights before normalisation are symmetric, therefore the rows for "text to photo" are the same ones.
+    The weights before normalisation are symmetric, therefore the targets for "text to photo" are the same ones.
     """
     if positives == "paper":
-        return torch.eye(len(address_id), device=address_id.device)
+        row = torch.arange(len(class_id), device=class_id.device)
+        return (row[rows, None] == row[None, :]).float()
     if positives == "multi":
-        shares = (address_id[:, None] == address_id[None, :]).float()
+        shares = (class_id[rows, None] == class_id[None, :]).float()
     elif positives == "geo":
         # Differences instead of the matrix-product form of cdist: exact where photos are metres apart.
-        distance_m = (xy_m[:, None] - xy_m[None, :]).float().norm(dim=-1)
+        distance_m = (xy_m[rows, None] - xy_m[None, :]).float().norm(dim=-1)
         shares = torch.exp(-(distance_m**2) / (2 * sigma_m**2)) * (distance_m < _GEO_CUT_SIGMAS * sigma_m)
     else:
         raise ValueError(f"positives '{positives}' is unknown; allowed: {', '.join(POSITIVES)}")
@@ -85,7 +125,11 @@ def positive_targets(positives: str, address_id: torch.Tensor, xy_m: torch.Tenso
 
 
 def contrastive_loss(
-    image_features: torch.Tensor, text_features: torch.Tensor, logit_scale: torch.Tensor, targets: torch.Tensor
+    image_features: torch.Tensor,
+    text_features: torch.Tensor,
+    logit_scale: torch.Tensor,
+    targets: torch.Tensor,
+    rows: slice = WHOLE,
 ) -> torch.Tensor:
     """Symmetric InfoNCE between photos and texts: ``L_address`` with addresses, ``L_caption`` with captions.
 
@@ -96,37 +140,46 @@ def contrastive_loss(
         image_features: ``(B, D)``, length one.
         text_features: ``(B, D)``, length one.
         logit_scale: ``()``, the inverse temperature.
-        targets: ``(B, B)``, rows sum to one.
+        targets: ``(N, B)``, rows sum to one.
+        rows: The ``N`` photos and texts to account for, of the mean over all ``B``.
     """
     with torch.autocast(image_features.device.type, enabled=False):
         image, text = _full_precision(image_features), _full_precision(text_features)
-        logits = logit_scale.to(image.dtype) * image @ text.T  # (B, B)
-        targets = targets.to(image.dtype)
-        return (cross_entropy(logits, targets) + cross_entropy(logits.T, targets)) / 2
+        scale, targets = logit_scale.to(image.dtype), targets.to(image.dtype)
+        to_text = cross_entropy(scale * image[rows] @ text.T, targets, reduction="sum")  # (N, B) logits
+        to_image = cross_entropy(scale * text[rows] @ image.T, targets, reduction="sum")
+        return (to_text + to_image) / (2 * len(image))
 
 
-def image_geography_loss(image_features: torch.Tensor, xy_m: torch.Tensor) -> torch.Tensor:
+def image_geography_loss(
+    image_features: torch.Tensor, xy_m: torch.Tensor, reading: str = "stated", rows: slice = WHOLE
+) -> torch.Tensor:
     """``L_geography``: photos taken near each other look alike to the encoder, distant ones differ.
 
     Mean over all pairs of ``(D^V_ij - D^U_ij)^2``. ``D^U`` is the L1 distance of the positions, each axis scaled to
-    [0, 1] over the batch, halved so that it lies in [0, 1]. As printed, ``D^V`` is a cosine similarity, which would
-    push near photos apart; the stated intention is the reverse, so ``D^V = 1 - cos``.
+    [0, 1] over the batch, halved so that it lies in [0, 1]. As ``printed``, ``D^V`` is a cosine similarity, which
+    pushes near photos apart; the ``stated`` intention is the reverse, so there ``D^V = 1 - cos``.
 
     An axis without extent (one place, a street that runs due east) contributes 0.
 
     Args:
         image_features: ``(B, D)``, length one.
         xy_m: ``(B, 2)`` metres from a local origin; a UTM northing would lose kilometres in bfloat16.
+        reading: One of ``GEOGRAPHY_READINGS``.
+        rows: Photos whose pairs are accounted for, of the mean over all.
     """
+    if reading not in GEOGRAPHY_READINGS:
+        raise ValueError(f"reading '{reading}' is unknown; allowed: {', '.join(GEOGRAPHY_READINGS)}")
     with torch.autocast(image_features.device.type, enabled=False):
         image = _full_precision(image_features)
         position = xy_m.to(image.dtype)
         low, high = position.amin(dim=0), position.amax(dim=0)
         extent = high - low
         scaled = torch.where(extent > 0, (position - low) / extent.clamp(min=torch.finfo(image.dtype).tiny), 0.0)
-        ground = (scaled[:, None] - scaled[None, :]).abs().sum(dim=-1) / 2  # (B, B)
-        visual = 1 - image @ image.T  # (B, B)
-        return ((visual - ground) ** 2).mean()
+        ground = (scaled[rows, None] - scaled[None, :]).abs().sum(dim=-1) / 2  # (N, B)
+        cosine = image[rows] @ image.T
+        visual = cosine if reading == "printed" else 1 - cosine
+        return ((visual - ground) ** 2).sum() / len(image) ** 2
 
 
 def _full_precision(tensor: torch.Tensor) -> torch.Tensor:

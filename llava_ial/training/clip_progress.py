@@ -68,7 +68,7 @@ def finish(run: ClipRun, num_steps: int) -> None:
     """Writes the finished folder; its manifest comes last."""
     output, seconds = run.settings.output, time.monotonic() - run.started
     if distributed.is_main_process():
-        images = num_steps * min(run.settings.batch_size, len(run.examples["train"]))
+        images = num_steps * run.global_batch_size
         write_json(output / "run.json", {"seconds": seconds, "images_per_second": images / seconds})
         write_clip_folder(run, output, run.num_steps)
     say(f"{run.settings.output}: complete after {seconds:.0f} s")
@@ -104,17 +104,13 @@ def refuse_broken_batch(step: int, image_ids: list[str], values: dict[str, float
 
 def show(run: ClipRun, progress: Any, values: dict[str, float], num_steps: int) -> None:
     """The progress bar's line: loss with its parts, and images a second over all processes."""
-    images = num_steps * min(run.settings.batch_size, len(run.examples["train"]))
-    progress.set_postfix(
-        {
-            "loss": f"{values['loss']:.3f}",
-            "address": f"{values['image_address_loss']:.3f}",
-            "caption": f"{values['image_caption_loss']:.3f}",
-            "geography": f"{values['image_geography_loss']:.3f}",
-            "images/s": f"{images / (time.monotonic() - run.started):.1f}",
-        },
-        refresh=False,
-    )
+    parts = {
+        name.removeprefix("image_").removesuffix("_loss"): f"{value:.3f}"
+        for name, value in values.items()
+        if name.endswith("loss")
+    }
+    seconds = time.monotonic() - run.started
+    progress.set_postfix({**parts, "images/s": f"{num_steps * run.global_batch_size / seconds:.1f}"}, refresh=False)
     progress.update()
 
 

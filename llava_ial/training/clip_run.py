@@ -1,11 +1,12 @@
 """A run of stage 1 before its first step: everything read, checked and fitted together, nothing written."""
 
+import math
 import time
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from torch.utils.data import DataLoader
 from transformers import AutoImageProcessor, AutoTokenizer
 
@@ -35,6 +36,8 @@ class ClipRun:
     identity: dict[str, Any]
     base_hash: str
     num_steps: int
+    global_batch_size: int
+    num_chunks: int  # parts in which a process encodes its photos of a step
     parallel_model: Any = None  # the model under the wrapper that averages gradients over processes
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
     started: float = field(default_factory=time.monotonic)
@@ -46,6 +49,7 @@ def build_run(settings: ClipSettings, accelerator: Accelerator) -> ClipRun:
     Raises:
         UserError: Whatever the user can mend.
     """
+    refuse_unsuited(accelerator)
     dataset = IALDataset(settings.data, settings.image_root)
     examples = {split: clip_examples(dataset, split) for split in ("train", *settings.eval_splits)}
     clip = load_clip(settings.base)
@@ -58,10 +62,10 @@ def build_run(settings: ClipSettings, accelerator: Accelerator) -> ClipRun:
             f"its encoder takes {clip.config.vision_config.image_size}; mend its preprocessor_config.json"
         )
     model = AddressCLIP(clip)
-    collator = ClipCollator(tokenizer, model.max_text_length)
+    collator = ClipCollator(tokenizer, model.max_text_length, settings.loss_weights.text_kinds)
     collator.refuse_long_addresses([record.verbose for record in dataset.gallery])
     optimizer = build_optimizer(model, learning_rate=settings.learning_rate, weight_decay=settings.weight_decay)
-    steps_per_epoch = shared_batches(settings, len(examples["train"]), num_steps=0).steps_per_epoch
+    batches = shared_batches(settings, len(examples["train"]), num_steps=0)
     return ClipRun(
         settings=settings,
         accelerator=accelerator,
@@ -74,8 +78,31 @@ def build_run(settings: ClipSettings, accelerator: Accelerator) -> ClipRun:
         optimizer=optimizer,
         identity={**settings.identity(), "data_hash": dataset.identity, "base_hash": base_hash},
         base_hash=base_hash,
-        num_steps=steps_per_epoch * settings.num_epochs,
+        num_steps=batches.steps_per_epoch * settings.num_epochs,
+        global_batch_size=batches.batch_size,
+        num_chunks=num_chunks(batches.batch_size, settings.chunk_size),
     )
+
+
+def refuse_unsuited(accelerator: Accelerator) -> None:
+    """Stops launcher settings under which something else would be trained, without a word.
+
+    Raises:
+        UserError: Plain accumulation of gradients, or FSDP without a GPU.
+    """
+    if (steps := accelerator.gradient_accumulation_steps) != 1:
+        raise UserError(
+            f"gradient_accumulation_steps {steps}: a contrastive loss needs the whole batch at once, gradients summed "
+            "over small batches are those of few negatives; use --batch_size N --chunk_size M instead"
+        )
+    if accelerator.distributed_type is DistributedType.FSDP and accelerator.device.type == "cpu":
+        raise UserError("FSDP shards nothing on the CPU; train without it: --cpu true needs --multi_gpu alone")
+
+
+def num_chunks(global_batch_size: int, chunk_size: int) -> int:
+    """Parts of at most ``chunk_size`` photos in the largest share that a process has of a batch; 0 means one part."""
+    share = math.ceil(global_batch_size / distributed.world_size())
+    return math.ceil(share / chunk_size) if chunk_size else 1
 
 
 def shared_batches(settings: ClipSettings, num_rows: int, *, num_steps: int, start_step: int = 0) -> GlobalBatches:
@@ -114,15 +141,15 @@ def describe(run: ClipRun) -> None:
     batch = run.collator([items[0]])
     if "error" in batch:
         raise UserError(batch["error"])
-    texts = {name: run.tokenizer.decode(batch[f"{name}_input_ids"][0]) for name in ("address", "caption")}
-    batch_size = min(run.settings.batch_size, len(run.examples["train"]))
+    texts = {kind: run.tokenizer.decode(batch[f"{kind}_input_ids"][0]) for kind in run.settings.loss_weights.text_kinds}
+    text_lines = "".join(f"{kind:<12}{text}\n" for kind, text in texts.items())
     trained = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
     print(
         f"photos      {', '.join(f'{len(rows)} {split}' for split, rows in run.examples.items())}; "
         f"{len(run.dataset.gallery)} addresses in the gallery\n"
         f"first photo {batch['image_id'][0]}: {tuple(batch['pixel_values'].shape[1:])}, "
         f"{batch['xy_m'][0].tolist()} m from the origin\n"
-        f"address     {texts['address']}\ncaption     {texts['caption']}\n"
+        f"{text_lines}"
         f"trained     {trained:,} of {sum(p.numel() for p in run.model.parameters()):,} weights\n"
-        f"steps       {run.num_steps} of {batch_size} photos on {distributed.world_size()} process(es)"
+        f"steps       {run.num_steps} of {run.global_batch_size} photos on {distributed.world_size()} process(es)"
     )

@@ -6,7 +6,7 @@ from typing import Any
 
 from llava_ial.data.augmentation import Augmentation
 from llava_ial.errors import UserError
-from llava_ial.models.losses import POSITIVES, LossWeights
+from llava_ial.models.losses import GEOGRAPHY_READINGS, POSITIVES, LossWeights
 from llava_ial.splits import SPLIT_NAMES
 
 # These say where things lie and how fast it goes, not what comes out: a run may be resumed with others. The inputs
@@ -34,12 +34,27 @@ class ClipSettings:
     final_learning_rate: float = field(default=2.4e-8, metadata={"help": "learning rate of the last step"})
     warmup_steps: int = field(default=0, metadata={"help": "steps on which the learning rate rises"})
     weight_decay: float = field(default=0.0, metadata={"help": "of matrices; 0 makes AdamW the paper's Adam"})
+    chunk_size: int = field(
+        default=0,
+        metadata={
+            "help": "photos that a process encodes at once: large batches on little memory, by two passes and with the "
+            "gradient of the whole batch; 0 encodes all at once"
+        },
+    )
     max_gradient_norm: float = field(default=1.0, metadata={"help": "gradients are scaled down to this norm"})
     mixed_precision: str = field(default="no", metadata={"help": "no or bf16"})
 
     address_weight: float = field(default=1.0, metadata={"help": "share of image_address_loss"})
     caption_weight: float = field(default=0.2, metadata={"help": "share of image_caption_loss"})
     geography_weight: float = field(default=0.8, metadata={"help": "share of image_geography_loss"})
+    geography_reading: str = field(
+        default="stated",
+        metadata={"help": "of the geography loss: stated (near photos alike) or printed (the formula as it stands)"},
+    )
+    street_weight: float = field(default=0.0, metadata={"help": "share of image_street_loss, with texts of streets"})
+    neighbourhood_weight: float = field(
+        default=0.0, metadata={"help": "share of image_neighbourhood_loss, with texts of neighbourhoods"}
+    )
     positives: str = field(
         default="paper",
         metadata={
@@ -82,8 +97,11 @@ class ClipSettings:
 
     @property
     def loss_weights(self) -> LossWeights:
-        """Shares of the three losses."""
-        return LossWeights(self.address_weight, self.caption_weight, self.geography_weight)
+        """Shares of the losses."""
+        return LossWeights(
+            self.address_weight, self.caption_weight, self.geography_weight, self.street_weight,
+            self.neighbourhood_weight,
+        )  # fmt: skip
 
     @property
     def augmentation(self) -> Augmentation | None:
@@ -107,13 +125,22 @@ class ClipSettings:
             _require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
         not_negative = (
             "final_learning_rate", "warmup_steps", "weight_decay", "address_weight", "caption_weight",
-            "geography_weight", "eval_every", "checkpoint_every", "num_workers", "photos_in_memory",
+            "geography_weight", "street_weight", "neighbourhood_weight", "chunk_size", "eval_every", "checkpoint_every",
+            "num_workers", "photos_in_memory",
         )  # fmt: skip
         for name in not_negative:
             _require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
         _require(0 < self.min_crop_area <= 1, "min_crop_area", self.min_crop_area, "above 0 and at most 1")
         _require(0 <= self.colour_jitter < 1, "colour_jitter", self.colour_jitter, "at least 0 and below 1")
         _require(self.positives in POSITIVES, "positives", self.positives, ", ".join(POSITIVES))
+        _require(
+            self.geography_reading in GEOGRAPHY_READINGS, "geography_reading", self.geography_reading,
+            ", ".join(GEOGRAPHY_READINGS),
+        )  # fmt: skip
+        _require(
+            bool(self.loss_weights.text_kinds), "address_weight", self.address_weight,
+            "above 0, where no other loss with texts has a weight",
+        )  # fmt: skip
         _require(self.mixed_precision in ("no", "bf16"), "mixed_precision", self.mixed_precision, "no, bf16")
         for split in self.eval_splits:
             _require(split in SPLIT_NAMES, "eval_splits", split, ", ".join(SPLIT_NAMES))

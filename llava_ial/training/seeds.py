@@ -13,6 +13,6 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def seed_step(seed: int, step: int, rank: int) -> None:
-    """Seeds what a training step draws (dropout), so that no generator state has to be saved to resume it."""
-    torch.manual_seed((seed * 1_000_003 + step) * 4_099 + rank)
+def seed_step(seed: int, step: int, rank: int, chunk: int = 0) -> None:
+    """Seeds what a chunk of a training step draws (dropout), so that resuming needs no generator's state."""
+    torch.manual_seed(((seed * 1_000_003 + step) * 4_099 + rank) * 65_537 + chunk)
