@@ -1,3 +1,4 @@
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,8 @@ from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, CLIPImageProcessorPil
 
 from llava_ial.data.augmentation import Augmentation
-from llava_ial.data.clip import ClipCollator, ClipPhotos, GlobalBatches, clip_examples
+from llava_ial.data.batches import GlobalBatches
+from llava_ial.data.clip import ClipCollator, ClipPhotos, clip_examples
 from llava_ial.data.dataset import IALDataset
 from llava_ial.errors import UserError
 from llava_ial.geo import GeoPoint, distance_m
@@ -177,3 +179,40 @@ def test_an_epoch_is_a_new_shuffle_and_a_resumed_run_gets_the_same_batches():
 def test_fewer_photos_than_processes_is_refused():
     with pytest.raises(UserError, match="1 photos for 2 processes"):
         GlobalBatches(1, 4, num_steps=1, rank=0, world=2, seed=0)
+
+
+def test_a_limit_for_each_address_holds_as_long_as_other_rows_last_and_loses_none():
+    class_of_row = [0] * 8 + [1] * 4 + list(range(2, 26))  # one long street, one short one, 24 photos alone
+
+    def batches(**options) -> list[list[int]]:
+        share = GlobalBatches(36, 6, num_steps=12, rank=0, world=1, seed=1, class_of_row=class_of_row, **options)
+        return [[row % 36 for row in batch] for batch in share]
+
+    def most(found: list[list[int]]) -> list[int]:
+        return [max(Counter(class_of_row[row] for row in batch).values()) for batch in found]
+
+    limited = batches(max_per_class=2)
+    assert max(most(limited)) == 2
+    assert sum(most(batches())) > sum(most(limited))
+    for epoch in (limited[:6], limited[6:]):
+        assert sorted(row for batch in epoch for row in batch) == list(range(36))
+    alone = most(batches(max_per_class=1))  # eight rows of one class in six batches: two must be too many
+    assert alone[:5] == [1] * 5 < alone[5:6]
+    with pytest.raises(UserError, match="2 addresses fill no batch of 6; allow at least 3"):
+        GlobalBatches(8, 6, num_steps=1, rank=0, world=1, seed=0, class_of_row=[0, 1] * 4, max_per_class=2)
+
+
+def test_a_broken_photo_is_replaced_by_the_same_other_one_each_time(tmp_path: Path):
+    dataset = IALDataset(build_tiny_dataset(tmp_path / "data"))
+    strict, lenient = photos(dataset), photos(dataset, replace_broken=True)
+    lenient.examples[3].path.write_bytes(b"no photo")
+    assert "error" in strict[3]
+    first, again, later = lenient[3], lenient[3], lenient[3 + 8]
+    assert first["example"] == again["example"] != lenient.examples[3]
+    assert torch.equal(first["pixel_values"], again["pixel_values"])
+    for item in (first, later):
+        assert list(item["broken"]) == ["tiny-003"]
+        assert "no image that can be read" in item["broken"]["tiny-003"]
+    for example in lenient.examples:
+        example.path.write_bytes(b"no photo")
+    assert "error" in lenient[0]

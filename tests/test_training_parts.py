@@ -22,9 +22,10 @@ from llava_ial.training.checkpoints import (
 from llava_ial.training.clip_folder import base_reference
 from llava_ial.training.clip_settings import ClipSettings
 from llava_ial.training.interruption import StopRequest
-from llava_ial.training.optim import build_optimizer, learning_rate_at
+from llava_ial.training.optim import RateFactors, build_optimizer, learning_rate_at, rate_factor, set_learning_rate
 from llava_ial.training.seeds import seed_everything, seed_step
 from llava_ial.training.train_log import TrainLog
+from llava_ial.training.weight_average import WeightAverage
 
 
 def test_matrices_decay_and_vectors_do_not():
@@ -147,3 +148,43 @@ def test_where_things_lie_does_not_decide_what_a_run_is():
     assert one.identity() == other.identity()
     other.seed = 1
     assert one.identity() != other.identity()
+
+
+def test_rates_fall_from_layer_to_layer_and_differ_by_tower():
+    factors, layers = RateFactors(image=0.5, text=2.0, layer_decay=0.1), {"vision_model": 3, "text_model": 2}
+    expected = {
+        "clip.vision_model.embeddings.patch_embedding.weight": 0.5 * 0.1**3,
+        "clip.vision_model.pre_layrnorm.weight": 0.5 * 0.1**3,
+        "clip.vision_model.encoder.layers.0.mlp.fc1.weight": 0.5 * 0.1**2,
+        "clip.vision_model.encoder.layers.2.mlp.fc1.weight": 0.5,
+        "clip.vision_model.post_layernorm.weight": 0.5,
+        "clip.text_model.embeddings.token_embedding.weight": 2 * 0.1**2,
+        "clip.text_model.encoder.layers.1.mlp.fc1.weight": 2.0,
+        "clip.visual_projection.weight": 1.0,
+        "clip.logit_scale": 1.0,
+    }
+    for name, factor in expected.items():
+        assert rate_factor(name, layers, factors) == pytest.approx(factor), name
+
+
+def test_each_group_has_its_own_factor_on_the_common_rate():
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
+    optimizer = build_optimizer(
+        model, learning_rate=1.0, weight_decay=0.1, factor_of=lambda name: 0.5 if name.startswith("0.") else 1.0
+    )
+    set_learning_rate(optimizer, 0.2)
+    found = {(group["lr"], group["weight_decay"]) for group in optimizer.param_groups}
+    assert found == {(0.1, 0.1), (0.1, 0.0), (0.2, 0.1), (0.2, 0.0)}
+
+
+def test_the_average_follows_the_weights_by_the_formula():
+    model = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(model.weight, 1.0)
+    average, expected = WeightAverage(model, 0.3), 1.0
+    for step in range(5):
+        nn.init.constant_(model.weight, 2.0 + step)
+        average.update(model, step)
+        decay = min(0.3, (1 + step) / (10 + step))
+        expected = decay * expected + (1 - decay) * (2.0 + step)
+    assert average.model.weight.item() == pytest.approx(expected)
+    assert not average.model.weight.requires_grad

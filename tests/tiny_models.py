@@ -67,8 +67,8 @@ def _write_stage1(folder: Path, dataset: IALDataset, clip, base_clip: Path, imag
     model = AddressCLIP(copy.deepcopy(clip)).eval()
     embeddings = model.embed_texts([record.verbose for record in dataset.gallery], tokenizer)
     claim_folder(folder, "address_clip", {})
-    writer = ClipFolderWriter(dataset, tokenizer, image_processor, {}, str(base_clip), {})
-    writer.write(folder, clip, embeddings, {})
+    writer = ClipFolderWriter(dataset, tokenizer, image_processor, {}, str(base_clip), {}, num_photos=8)
+    writer.write(folder, clip, embeddings, {}, step=0)
 
 
 def _memorise(llava: LlavaForConditionalGeneration, photos: LlavaDataset, pad_token_id: int) -> None:

@@ -37,6 +37,7 @@ from llava_ial.training.clip_progress import (
     finish,
     is_due,
     measure,
+    note_skipped,
     refuse_broken_batch,
     resume,
     save_checkpoint,
@@ -83,10 +84,12 @@ def train(run: ClipRun) -> None:
         for step, batch in enumerate(build_loader(run, start_step), start=start_step):
             values = train_step(run, batch, step)
             done = step + 1
-            must_stop, is_broken = distributed.any_rank(
+            must_stop, is_broken, has_skipped = distributed.any_rank(
                 bool(stop_request), not math.isfinite(values["loss"] + values["gradient_norm"]),
-                device=run.accelerator.device,
+                bool(batch["broken"].keys() - run.skipped.keys()), device=run.accelerator.device,
             )  # fmt: skip
+            if has_skipped:
+                note_skipped(run, log, done, batch["broken"])
             if is_broken:
                 refuse_broken_batch(done, batch["image_id"], values)
             show(run, progress, values, done - start_step)
@@ -131,6 +134,8 @@ def train_step(run: ClipRun, batch: dict[str, Any], step: int) -> dict[str, floa
     run.optimizer.step()
     run.optimizer.zero_grad()
     run.model.clamp_logit_scale()
+    if run.average:
+        run.average.update(run.model, step)
     return {
         **losses_of_everyone(losses),
         "chance_level": math.log(run.global_batch_size),  # of the contrastive losses with --positives paper

@@ -1,13 +1,13 @@
 """Batches for stage 1: a photo, its address, its caption followed by its address, and where it was taken.
 
 A batch is a dict of tensors, first dimension ``B``: ``pixel_values (3, H, W)``, ``xy_m (2)``, ``address_id ()``,
-``street_id ()``, ``neighbourhood_id ()``; and ``image_id``, a list, so that an error can name photos. A city has fewer
-addresses than a batch has photos, so each text stands in a batch once: ``address_input_ids`` and
-``address_attention_mask (U, T)``, and ``address_row (B)``, the row of each photo's text; ``caption_*``, ``street_*``
-and ``neighbourhood_*`` likewise.
+``street_id ()``, ``neighbourhood_id ()``; and ``image_id``, a list, so that an error can name photos, and ``broken``,
+what could not be read and why. A city has fewer addresses than a batch has photos, so each text stands in a batch once:
+``address_input_ids`` and ``address_attention_mask (U, T)``, and ``address_row (B)``, the row of each photo's text;
+``caption_*``, ``street_*`` and ``neighbourhood_*`` likewise.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import Dataset
 from tqdm import tqdm
 from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 
@@ -28,6 +28,8 @@ from llava_ial.geo import GeoPoint, LocalFrame
 
 # Photos are decoded at no less than this multiple of the model's input side, so that a crop still fills it.
 _DRAFT_MARGIN = 2
+# So many broken photos in a row are no accident.
+_MAX_REPLACEMENTS = 20
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,8 @@ class ClipPhotos(Dataset[dict[str, Any]]):
         augmentation: None for validation.
         seed: Of the augmentation.
         fast_decoding: Let JPEGs be decoded at a fraction of their size where the model sees no more of it.
+        replace_broken: Put another photo, drawn by seed and position, where one cannot be read, and name it; otherwise
+            the item has an ``error``.
     """
 
     def __init__(
@@ -107,30 +111,36 @@ class ClipPhotos(Dataset[dict[str, Any]]):
         augmentation: Augmentation | None = None,
         seed: int = 0,
         fast_decoding: bool = False,
+        replace_broken: bool = False,
     ) -> None:
         self.examples = examples
         self._pixels = PhotoPixels(image_processor)
         self._augmentation = augmentation
         self._seed = seed
         self._min_side = _DRAFT_MARGIN * input_side(image_processor) if fast_decoding else None
+        self._replace_broken = replace_broken
         self._decoded: dict[Path, Image.Image] = {}
 
     def __len__(self) -> int:
         return len(self.examples)
 
     def __getitem__(self, position: int) -> dict[str, Any]:
-        example = self.examples[position % len(self)]
-        item: dict[str, Any] = {"example": example}
-        try:
-            photo = self._load(example.path)
-        except UserError as error:
-            # A worker would bury the message in a traceback; the loop raises it where it is one line.
-            return {**item, "error": str(error)}
-        if self._augmentation is not None:
-            generator = torch.Generator().manual_seed(self._seed * 1_000_003 + position)
-            photo = self._augmentation(photo, generator)
-        item["pixel_values"] = self._pixels(photo)
-        return item
+        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + position)
+        row, broken, error = position % len(self), {}, ""
+        for _ in range(_MAX_REPLACEMENTS if self._replace_broken else 1):
+            example = self.examples[row]
+            try:
+                photo = self._load(example.path)
+            except UserError as raised:
+                # A worker would bury the message in a traceback; the loop says it where it is one line.
+                error = str(raised)
+                broken[example.image_id] = error
+                row = int(torch.randint(len(self), (), generator=generator))
+                continue
+            if self._augmentation is not None:
+                photo = self._augmentation(photo, generator)
+            return {"example": example, "broken": broken, "pixel_values": self._pixels(photo)}
+        return {"example": self.examples[position % len(self)], "broken": broken, "error": error}
 
     def keep_decoded(self, num_photos: int, *, progress: bool = False) -> None:
         """Decodes the first photos now and keeps them in memory, 3 bytes a pixel.
@@ -172,11 +182,13 @@ class ClipCollator:
         Raises:
             UserError: A photo could not be read, or an address does not fit into the text encoder.
         """
+        broken = {name: why for item in items for name, why in item.get("broken", {}).items()}
         if errors := [item["error"] for item in items if "error" in item]:
-            return {"error": errors[0]}
+            return {"error": errors[0], "broken": broken}
         examples: list[ClipExample] = [item["example"] for item in items]
         return {
             "image_id": [example.image_id for example in examples],
+            "broken": broken,
             "pixel_values": torch.stack([item["pixel_values"] for item in items]),
             "xy_m": torch.tensor([example.xy_m for example in examples], dtype=torch.float32),
             "address_id": torch.tensor([example.address_id for example in examples]),
@@ -233,48 +245,6 @@ class ClipCollator:
             f"{name}_attention_mask": tokens["attention_mask"],
             f"{name}_row": torch.tensor([row_of_text[text] for text in texts]),
         }
-
-
-class GlobalBatches(Sampler[list[int]]):
-    """This process's share of every batch from ``start_step`` to ``num_steps``, as positions for ``ClipPhotos``.
-
-    Each epoch is a new shuffle of all rows, cut into batches that all processes share; rank ``r`` takes every
-    ``world``-th row from ``r`` on, so together they hold the rows that one process would hold. What is left of an epoch
-    behind its last whole batch is left out (another rest each epoch): a contrastive loss over fewer rows is another
-    loss. A data set smaller than one batch is a batch as a whole, and then the shares may differ by one row.
-
-    Args:
-        num_rows: Rows of the split.
-        batch_size: Rows of a batch over all processes.
-        num_steps: Batches of the whole training.
-        start_step: Batches that were already trained on.
-        rank: Of this process.
-        world: Number of processes.
-        seed: Of the shuffles.
-    """
-
-    def __init__(
-        self, num_rows: int, batch_size: int, *, num_steps: int, start_step: int = 0, rank: int, world: int, seed: int
-    ) -> None:
-        if num_rows < world:
-            raise UserError(f"{num_rows} photos for {world} processes: each needs one; start fewer processes")
-        self.batch_size = min(batch_size, num_rows)
-        self.steps_per_epoch = num_rows // self.batch_size
-        self._num_rows, self._num_steps, self._start_step = num_rows, num_steps, start_step
-        self._rank, self._world, self._seed = rank, world, seed
-
-    def __len__(self) -> int:
-        return self._num_steps - self._start_step
-
-    def __iter__(self) -> Iterator[list[int]]:
-        shuffled_epoch, order = -1, torch.empty(0)
-        for step in range(self._start_step, self._num_steps):
-            epoch, batch = divmod(step, self.steps_per_epoch)
-            if epoch != shuffled_epoch:
-                generator = torch.Generator().manual_seed(self._seed + epoch)
-                shuffled_epoch, order = epoch, torch.randperm(self._num_rows, generator=generator)
-            rows = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            yield [epoch * self._num_rows + int(row) for row in rows[self._rank :: self._world]]
 
 
 def input_side(image_processor: BaseImageProcessor) -> int:

@@ -1,6 +1,7 @@
-"""Where does the encoder put the photos of a split? Scores every photo against every address of the gallery."""
+"""Where does the encoder put the photos of a split? Their features, and the place of the truth among all addresses."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,27 +15,40 @@ from llava_ial.evaluation.retrieval import street_ranks, sub_street_ranks
 from llava_ial.models.address_clip import AddressCLIP
 
 
+@dataclass(frozen=True)
+class PhotoFeatures:
+    """Features of photos with what is true of them.
+
+    Attributes:
+        features: ``(N, D)`` float32, length one.
+        address_id: ``(N,)`` row of the true address in the gallery.
+        xy_m: ``(N, 2)`` metres from a local origin.
+    """
+
+    features: torch.Tensor
+    address_id: torch.Tensor
+    xy_m: torch.Tensor
+
+
 @torch.no_grad()
-def locate_photos(
+def encode_photos(
     model: AddressCLIP,
     examples: Sequence[ClipExample],
     image_processor: Any,
     collator: ClipCollator,
-    gallery_embeddings: torch.Tensor,
-    street_of_class: torch.Tensor,
     *,
+    device: torch.device,
     batch_size: int,
     num_workers: int = 0,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Place of the true piece of street, and of the true street, among all candidates: two ``(N,)``, 1 for the best.
+) -> PhotoFeatures:
+    """Features of all photos, in their order.
 
     Args:
         model: Whose image encoder is measured.
         examples: Photos with their true addresses.
         image_processor: Of the model.
         collator: Of the model.
-        gallery_embeddings: ``(C, D)`` features of all candidate addresses, length one.
-        street_of_class: ``(C,)`` street of each candidate.
+        device: Where the model is.
         batch_size: Photos at a time.
         num_workers: Processes that decode.
 
@@ -44,17 +58,41 @@ def locate_photos(
     loader = DataLoader(
         ClipPhotos(examples, image_processor), batch_size=batch_size, collate_fn=collator, num_workers=num_workers
     )
-    device = gallery_embeddings.device
-    sub_street = [torch.zeros(0, dtype=torch.int64, device=device)]  # a share of a split may hold no photo
-    street = list(sub_street)
+    rows = [torch.zeros(0, model.feature_width, device=device)]  # a share of a split may hold no photo
     was_training = model.training
     model.eval()
     for batch in tqdm(loader, desc="locate", unit="batch", disable=not is_main_process(), leave=False):
         if "error" in batch:
             raise UserError(batch["error"])
-        scores = model.encode_images(batch["pixel_values"].to(device)).float() @ gallery_embeddings.T
-        truth = batch["address_id"].to(device)
-        sub_street.append(sub_street_ranks(scores, truth))
-        street.append(street_ranks(scores, truth, street_of_class.to(device)))
+        rows.append(model.encode_images(batch["pixel_values"].to(device)).float())
     model.train(was_training)
-    return torch.cat(sub_street), torch.cat(street)
+    return PhotoFeatures(
+        torch.cat(rows),
+        torch.tensor([example.address_id for example in examples], dtype=torch.int64, device=device),
+        torch.tensor([example.xy_m for example in examples], device=device).reshape(-1, 2),
+    )
+
+
+def address_ranks(
+    photos: PhotoFeatures, gallery_embeddings: torch.Tensor, street_of_class: torch.Tensor, *, batch_size: int = 1024
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Place of the true piece of street, and of the true street, among all candidates: two ``(N,)``, 1 for the best.
+
+    Args:
+        photos: Of ``encode_photos``.
+        gallery_embeddings: ``(C, D)`` features of all candidate addresses, length one.
+        street_of_class: ``(C,)`` street of each candidate.
+        batch_size: Photos whose scores are in memory together.
+    """
+    streets = street_of_class.to(gallery_embeddings.device)
+    pieces = [torch.zeros(0, dtype=torch.int64, device=gallery_embeddings.device)]
+    roads = list(pieces)
+    for rows in _slices(len(photos.features), batch_size):
+        scores, truth = photos.features[rows] @ gallery_embeddings.T, photos.address_id[rows]
+        pieces.append(sub_street_ranks(scores, truth))
+        roads.append(street_ranks(scores, truth, streets))
+    return torch.cat(pieces), torch.cat(roads)
+
+
+def _slices(num_rows: int, size: int) -> Iterator[slice]:
+    return (slice(start, start + size) for start in range(0, num_rows, size))

@@ -39,6 +39,11 @@ class AddressCLIP(nn.Module):
         return int(self.clip.config.text_config.max_position_embeddings)
 
     @property
+    def feature_width(self) -> int:
+        """``D`` of the features."""
+        return int(getattr(self.clip.config, "projection_dim", None) or self.clip.config.vision_config.hidden_size)
+
+    @property
     def logit_scale(self) -> float:
         """The factor on cosines."""
         return float(self.clip.logit_scale.detach().exp())

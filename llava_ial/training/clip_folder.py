@@ -2,14 +2,14 @@
 
     config.json  model.safetensors  tokenizer*  preprocessor_config.json      CLIPModel, CLIPVisionModel, CLIPProcessor
     gallery/part-00000.parquet  gallery_embeddings.safetensors                the candidate addresses and their features
-    metrics.json  manifest.json                                               what it measured, what it is
+    metrics.json  README.md  manifest.json                                    what it measured, model card, what it is
 
 A checkpoint is such a folder too, with ``training_state.pt`` to go on from.
 """
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,10 @@ from transformers import CLIPModel, PreTrainedTokenizerBase
 
 from llava_ial.data.dataset import IALDataset
 from llava_ial.errors import UserError
-from llava_ial.manifest import publish_manifest, write_json
-from llava_ial.models.address_clip import load_clip, save_tokenizer
+from llava_ial.manifest import publish_manifest, write_json, write_text
+from llava_ial.models.address_clip import save_tokenizer
 from llava_ial.models.identity import tower_hash
+from llava_ial.training.clip_card import format_card
 
 KIND = "address_clip"
 GALLERY_PART = Path("gallery") / "part-00000.parquet"
@@ -38,6 +39,7 @@ class ClipFolderWriter:
         identity: Configuration that the output folder was claimed with.
         base: Name or folder of the model that training started from.
         parents: Names and hashes of what the run was made from.
+        num_photos: Trained on.
     """
 
     dataset: IALDataset
@@ -46,6 +48,7 @@ class ClipFolderWriter:
     identity: Mapping[str, Any]
     base: str
     parents: Mapping[str, str]
+    num_photos: int
 
     def write(
         self,
@@ -54,8 +57,9 @@ class ClipFolderWriter:
         gallery_embeddings: torch.Tensor,
         metrics: Mapping[str, Mapping[str, float]],
         *,
+        step: int,
+        skipped: Sequence[str] = (),
         lies_in: Path | None = None,
-        **facts: Any,
     ) -> None:
         """Writes model, processor, gallery and metrics, and the manifest last.
 
@@ -64,9 +68,11 @@ class ClipFolderWriter:
             clip: The encoder.
             gallery_embeddings: ``(C, D)``, in the order of the gallery, length one.
             metrics: Per split.
+            step: Finished steps that the weights are of.
+            skipped: Photos that could not be read.
             lies_in: Where the folder will lie, if it is renamed afterwards; the base is named relative to it.
-            facts: Further entries of the manifest.
         """
+        base = base_reference(self.base, lies_in or folder)
         clip.save_pretrained(folder)
         save_tokenizer(self.tokenizer, folder)
         self.image_processor.save_pretrained(folder)
@@ -74,16 +80,22 @@ class ClipFolderWriter:
         shutil.copyfile(self.dataset.folder / GALLERY_PART, folder / GALLERY_PART)
         save_file({"verbose": gallery_embeddings.float().cpu().contiguous()}, folder / GALLERY_EMBEDDINGS)
         write_json(folder / "metrics.json", metrics)
+        card = format_card(
+            base=base, step=step, num_photos=self.num_photos, num_addresses=len(self.dataset.gallery),
+            num_skipped=len(skipped), metrics=metrics, settings=self.identity,
+        )  # fmt: skip
+        write_text(folder / "README.md", card)
         publish_manifest(
             folder,
             KIND,
             self.identity,
             parents=self.parents,
-            base=base_reference(self.base, lies_in or folder),
+            base=base,
             tower_hash=tower_hash(clip.vision_model),
             gallery_hash=self.dataset.gallery_hash,
             metrics=metrics,
-            **facts,
+            step=step,
+            photos_skipped=list(skipped),
         )
 
 
@@ -92,21 +104,19 @@ def base_reference(base: str, folder: Path) -> str:
     return os.path.relpath(base, folder) if Path(base).is_dir() else base
 
 
-def save_training_state(folder: Path, optimizer: torch.optim.Optimizer, step: int) -> None:
-    """Optimiser and number of finished steps; everything else is a function of the step."""
-    torch.save({"optimizer": optimizer.state_dict(), "step": step}, folder / TRAINING_STATE)
+def save_training_state(folder: Path, optimizer: torch.optim.Optimizer, step: int, **more: Any) -> None:
+    """Optimiser, number of finished steps and what else cannot be worked out from the step and the encoder."""
+    torch.save({"optimizer": optimizer.state_dict(), "step": step, **more}, folder / TRAINING_STATE)
 
 
-def load_checkpoint(folder: Path, clip: CLIPModel, optimizer: torch.optim.Optimizer) -> int:
-    """Puts a checkpoint into model and optimiser; returns its step.
+def load_training_state(folder: Path) -> dict[str, Any]:
+    """What ``save_training_state`` wrote.
 
     Raises:
-        UserError: The checkpoint cannot be read.
+        UserError: It cannot be read.
     """
-    clip.load_state_dict(load_clip(str(folder.resolve())).state_dict())
     try:
-        state = torch.load(folder / TRAINING_STATE, map_location="cpu", weights_only=True)
+        state: dict[str, Any] = torch.load(folder / TRAINING_STATE, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError) as error:
         raise UserError(f"{folder / TRAINING_STATE}: unreadable, delete this checkpoint: {error}") from error
-    optimizer.load_state_dict(state["optimizer"])
-    return int(state["step"])
+    return state

@@ -6,17 +6,29 @@ from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
+from transformers import CLIPModel
 
 from llava_ial import distributed
 from llava_ial.config import save_config
 from llava_ial.errors import UserError
-from llava_ial.evaluation.locate import locate_photos
-from llava_ial.evaluation.retrieval import retrieval_metrics, street_classes
-from llava_ial.manifest import FolderState, claim_folder, write_json
-from llava_ial.training.checkpoints import checkpoint_folder, complete_checkpoints, new_folder, remove_old_checkpoints
-from llava_ial.training.clip_folder import KIND, ClipFolderWriter, load_checkpoint, save_training_state
-from llava_ial.training.clip_run import ClipRun, embed_gallery
+from llava_ial.manifest import FolderState, claim_folder, read_manifest, write_json
+from llava_ial.models.address_clip import AddressCLIP, load_clip
+from llava_ial.models.clip_parts import has_adapters, merged_copy
+from llava_ial.training.checkpoints import (
+    CHECKPOINTS,
+    checkpoint_folder,
+    complete_checkpoints,
+    new_folder,
+    remove_old_checkpoints,
+)
+from llava_ial.training.clip_folder import KIND, ClipFolderWriter, load_training_state, save_training_state
+from llava_ial.training.clip_measure import JUDGED_BY, measure_splits
+from llava_ial.training.clip_run import ClipRun
 from llava_ial.training.train_log import TrainLog
+
+BEST = Path(CHECKPOINTS) / "best"
+# A photo that cannot be read is an accident; many of them are a broken data set.
+MAX_SKIPPED_SHARE = 0.01
 
 
 def claim(run: ClipRun) -> FolderState:
@@ -30,35 +42,53 @@ def resume(run: ClipRun) -> int:
     checkpoints = complete_checkpoints(run.settings.output)
     if not checkpoints:
         return 0
-    step = distributed.run_on_every_process(partial(load_checkpoint, checkpoints[-1], run.model.clip, run.optimizer))
+    step = distributed.run_on_every_process(partial(_load_checkpoint, run, checkpoints[-1]))
     say(f"continues from {checkpoints[-1]}")
     return step
 
 
+def _load_checkpoint(run: ClipRun, folder: Path) -> int:
+    state = load_training_state(folder)
+    published = load_clip(str(folder.resolve())).state_dict()
+    if state["weights"] is None:
+        run.model.clip.load_state_dict(published)
+    else:
+        run.model.clip.load_state_dict(state["weights"])
+        if run.average:
+            run.average.model.clip.load_state_dict(state["average"])
+    run.optimizer.load_state_dict(state["optimizer"])
+    run.skipped, run.best = dict(state["skipped"]), dict(state["best"])
+    return int(state["step"])
+
+
 def measure(run: ClipRun, log: TrainLog, step: int) -> None:
-    """SSA@k and SA@k on each split to measure on; kept in ``run.metrics`` and logged."""
-    settings, embeddings = run.settings, embed_gallery(run)
-    streets = street_classes([record.address.street_key for record in run.dataset.gallery])
-    for split in settings.eval_splits:
-        own_ranks = distributed.run_on_every_process(
-            partial(
-                locate_photos, run.model, run.examples[split][distributed.rank() :: distributed.world_size()],
-                run.image_processor, run.collator, embeddings, streets,
-                batch_size=max(1, settings.batch_size // distributed.world_size()), num_workers=settings.num_workers,
-            )
-        )  # fmt: skip
-        sub_street, street = (distributed.gather_with_gradient(ranks) for ranks in own_ranks)
-        run.metrics[split] = retrieval_metrics(sub_street, street)
-        log.write(step, {"split": split, **run.metrics[split]})
-        say(f"step {step}, {split}: " + "  ".join(f"{k} {v:.2%}" for k, v in run.metrics[split].items() if "@" in k))
+    """Measures the splits, keeps the result in ``run.metrics``, and writes ``checkpoints/best`` if it is."""
+    run.metrics = measure_splits(run)
+    for split, metrics in run.metrics.items():
+        log.write(step, {"split": split, **metrics})
+        shown = (name for name in metrics if name.startswith(("SSA@", "SA@")))
+        say(f"step {step}, {split}: " + "  ".join(f"{name} {metrics[name]:.2%}" for name in shown))
+    value = run.metrics[run.settings.eval_splits[0]][JUDGED_BY] if run.settings.eval_splits else 0.0
+    if run.settings.eval_every and value > run.best.get("value", -1.0):
+        run.best = {"step": step, "value": value}
+        if distributed.is_main_process():
+            with new_folder(run.settings.output / BEST) as temporary:
+                write_clip_folder(run, temporary, step, lies_in=run.settings.output / BEST)
+        distributed.wait_for_everyone()
 
 
 def save_checkpoint(run: ClipRun, step: int) -> None:
     """Writes a whole folder that can be opened, evaluated and continued."""
     folder = checkpoint_folder(run.settings.output, step)
     if distributed.is_main_process():
+        # Where what is published is not what is trained, the state holds that too.
+        differs = run.average is not None or has_adapters(run.model)
         with new_folder(folder) as temporary:
-            save_training_state(temporary, run.optimizer, step)
+            save_training_state(
+                temporary, run.optimizer, step, skipped=run.skipped, best=run.best,
+                weights=run.model.clip.state_dict() if differs else None,
+                average=run.average.model.clip.state_dict() if run.average else None,
+            )  # fmt: skip
             write_clip_folder(run, temporary, step, lies_in=folder)
         remove_old_checkpoints(run.settings.output, run.settings.keep_checkpoints)
     distributed.wait_for_everyone()
@@ -70,12 +100,21 @@ def finish(run: ClipRun, num_steps: int) -> None:
     if distributed.is_main_process():
         images = num_steps * run.global_batch_size
         write_json(output / "run.json", {"seconds": seconds, "images_per_second": images / seconds})
-        write_clip_folder(run, output, run.num_steps)
+        if run.settings.publish == "best":
+            best = output / BEST
+            run.metrics = read_manifest(best, KIND)["metrics"]
+            write_clip_folder(run, output, int(run.best["step"]), clip=load_clip(str(best.resolve())))
+        else:
+            write_clip_folder(run, output, run.num_steps)
+    if run.skipped:
+        say(f"{len(run.skipped)} of {len(run.examples['train'])} photos could not be read; manifest.json names them")
     say(f"{run.settings.output}: complete after {seconds:.0f} s")
 
 
-def write_clip_folder(run: ClipRun, folder: Path, step: int, *, lies_in: Path | None = None) -> None:
-    """Settings, model, processor, gallery, metrics, manifest."""
+def write_clip_folder(
+    run: ClipRun, folder: Path, step: int, *, clip: CLIPModel | None = None, lies_in: Path | None = None
+) -> None:
+    """Settings, model, processor, gallery, metrics, card, manifest."""
     save_config(folder / "config.yaml", run.settings)
     writer = ClipFolderWriter(
         dataset=run.dataset,
@@ -83,9 +122,36 @@ def write_clip_folder(run: ClipRun, folder: Path, step: int, *, lies_in: Path | 
         image_processor=run.image_processor,
         identity=run.identity,
         base=run.settings.base,
+        num_photos=len(run.examples["train"]),
         parents={"data": run.dataset.identity, "base": run.base_hash},
     )
-    writer.write(folder, run.model.clip, embed_gallery(run), run.metrics, lies_in=lies_in, step=step)
+    clip = clip if clip is not None else merged_copy(run.published_model().clip)
+    embeddings = AddressCLIP(clip).embed_texts([record.verbose for record in run.dataset.gallery], run.tokenizer)
+    writer.write(folder, clip, embeddings, run.metrics, lies_in=lies_in, step=step, skipped=sorted(run.skipped))
+
+
+def note_skipped(run: ClipRun, log: TrainLog, step: int, found: dict[str, str]) -> None:
+    """Takes up photos that any process could not read; a few are reported, many end the run.
+
+    Raises:
+        UserError: More than ``MAX_SKIPPED_SHARE`` of all training photos.
+    """
+    everyone = {name: why for part in distributed.gather_objects(found) for name, why in part.items()}
+    for name in sorted(everyone.keys() - run.skipped.keys()):
+        run.skipped[name] = everyone[name]
+        log.write(step, {"skipped": name, "num_skipped": len(run.skipped)})
+        say(f"skipped, another photo in its place: {everyone[name]}")
+    num_photos = len(run.examples["train"])
+
+    def refuse() -> None:
+        reasons = "; ".join(list(run.skipped.values())[:3])
+        raise UserError(
+            f"{len(run.skipped)} of {num_photos} training photos could not be read, more than {MAX_SKIPPED_SHARE:.0%}: "
+            f"{reasons}; mend or remove them and build the data set again"
+        )
+
+    if len(run.skipped) > MAX_SKIPPED_SHARE * num_photos:
+        distributed.run_on_main_process(refuse)
 
 
 def refuse_broken_batch(step: int, image_ids: list[str], values: dict[str, float]) -> None:

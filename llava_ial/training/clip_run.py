@@ -2,22 +2,26 @@
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
-import torch
 from accelerate import Accelerator, DistributedType
 from torch.utils.data import DataLoader
-from transformers import AutoImageProcessor, AutoTokenizer
+from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
 from llava_ial import distributed
-from llava_ial.data.clip import ClipCollator, ClipExample, ClipPhotos, GlobalBatches, clip_examples, input_side
+from llava_ial.data.batches import GlobalBatches
+from llava_ial.data.clip import ClipCollator, ClipExample, ClipPhotos, clip_examples, input_side
 from llava_ial.data.dataset import IALDataset
 from llava_ial.errors import UserError
 from llava_ial.models.address_clip import AddressCLIP, load_clip
+from llava_ial.models.clip_parts import tune_tower
 from llava_ial.models.identity import hash_tensors
 from llava_ial.training.clip_settings import ClipSettings
-from llava_ial.training.optim import build_optimizer
+from llava_ial.training.optim import build_optimizer, rate_factor
+from llava_ial.training.weight_average import WeightAverage
 
 
 @dataclass
@@ -38,9 +42,16 @@ class ClipRun:
     num_steps: int
     global_batch_size: int
     num_chunks: int  # parts in which a process encodes its photos of a step
+    average: WeightAverage[AddressCLIP] | None = None
     parallel_model: Any = None  # the model under the wrapper that averages gradients over processes
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
+    best: dict[str, float] = field(default_factory=dict)  # ``step`` and ``value`` of the best state measured so far
+    skipped: dict[str, str] = field(default_factory=dict)  # photos that could not be read, and why
     started: float = field(default_factory=time.monotonic)
+
+    def published_model(self) -> AddressCLIP:
+        """The encoder that is measured and written."""
+        return self.average.model if self.average else self.model
 
 
 def build_run(settings: ClipSettings, accelerator: Accelerator) -> ClipRun:
@@ -61,17 +72,23 @@ def build_run(settings: ClipSettings, accelerator: Accelerator) -> ClipRun:
             f"base model {settings.base}: its image processor makes {side} pixels, "
             f"its encoder takes {clip.config.vision_config.image_size}; mend its preprocessor_config.json"
         )
-    model = AddressCLIP(clip)
+    model = build_model(clip, settings)
     collator = ClipCollator(tokenizer, model.max_text_length, settings.loss_weights.text_kinds)
     collator.refuse_long_addresses([record.verbose for record in dataset.gallery])
-    optimizer = build_optimizer(model, learning_rate=settings.learning_rate, weight_decay=settings.weight_decay)
-    batches = shared_batches(settings, len(examples["train"]), num_steps=0)
+    layers = {tower: len(getattr(clip, tower).encoder.layers) for tower in ("vision_model", "text_model")}
+    optimizer = build_optimizer(
+        model, learning_rate=settings.learning_rate, weight_decay=settings.weight_decay,
+        factor_of=partial(rate_factor, num_layers=layers, factors=settings.rate_factors),
+    )  # fmt: skip
+    batches = shared_batches(settings, examples["train"], num_steps=0)
+    model.to(accelerator.device)
     return ClipRun(
         settings=settings,
         accelerator=accelerator,
         dataset=dataset,
         examples=examples,
-        model=model.to(accelerator.device),
+        model=model,
+        average=WeightAverage(model, settings.ema_decay) if settings.ema_decay else None,
         tokenizer=tokenizer,
         image_processor=image_processor,
         collator=collator,
@@ -82,6 +99,18 @@ def build_run(settings: ClipSettings, accelerator: Accelerator) -> ClipRun:
         global_batch_size=batches.batch_size,
         num_chunks=num_chunks(batches.batch_size, settings.chunk_size),
     )
+
+
+def build_model(clip: CLIPModel, settings: ClipSettings) -> AddressCLIP:
+    """The encoder with the parts to train and the ways to save memory and time that were asked for."""
+    tune_tower(clip, "image", settings.image_tower, settings.lora_rank)
+    tune_tower(clip, "text", settings.text_tower, settings.lora_rank)
+    if settings.gradient_checkpointing:
+        clip.activation_checkpointing_enable()
+    if settings.compile:
+        clip.vision_model.compile()
+        clip.text_model.compile(dynamic=True)  # the texts of a batch are as long as its longest
+    return AddressCLIP(clip)
 
 
 def refuse_unsuited(accelerator: Accelerator) -> None:
@@ -105,11 +134,14 @@ def num_chunks(global_batch_size: int, chunk_size: int) -> int:
     return math.ceil(share / chunk_size) if chunk_size else 1
 
 
-def shared_batches(settings: ClipSettings, num_rows: int, *, num_steps: int, start_step: int = 0) -> GlobalBatches:
+def shared_batches(
+    settings: ClipSettings, rows: Sequence[ClipExample], *, num_steps: int, start_step: int = 0
+) -> GlobalBatches:
     """Which photos stand in which batch."""
     return GlobalBatches(
-        num_rows, settings.batch_size, num_steps=num_steps, start_step=start_step,
+        len(rows), settings.batch_size, num_steps=num_steps, start_step=start_step,
         rank=distributed.rank(), world=distributed.world_size(), seed=settings.seed,
+        class_of_row=[row.address_id for row in rows], max_per_class=settings.max_per_address,
     )  # fmt: skip
 
 
@@ -119,20 +151,16 @@ def build_loader(run: ClipRun, start_step: int) -> DataLoader[dict[str, Any]]:
     photos = ClipPhotos(
         rows, run.image_processor,
         augmentation=settings.augmentation, seed=settings.seed, fast_decoding=settings.fast_decoding,
+        replace_broken=True,
     )  # fmt: skip
     photos.keep_decoded(settings.photos_in_memory, progress=distributed.is_main_process())
     return DataLoader(
         photos,
-        batch_sampler=shared_batches(settings, len(rows), num_steps=run.num_steps, start_step=start_step),
+        batch_sampler=shared_batches(settings, rows, num_steps=run.num_steps, start_step=start_step),
         collate_fn=run.collator,
         num_workers=settings.num_workers,
         pin_memory=run.accelerator.device.type == "cuda",
     )
-
-
-def embed_gallery(run: ClipRun) -> torch.Tensor:
-    """Features of all candidate addresses, ``(C, D)``."""
-    return run.model.embed_texts([record.verbose for record in run.dataset.gallery], run.tokenizer)
 
 
 def describe(run: ClipRun) -> None:

@@ -6,8 +6,10 @@ from typing import Any
 
 from llava_ial.data.augmentation import Augmentation
 from llava_ial.errors import UserError
+from llava_ial.models.clip_parts import LOCKED, LORA, TUNED
 from llava_ial.models.losses import GEOGRAPHY_READINGS, POSITIVES, LossWeights
 from llava_ial.splits import SPLIT_NAMES
+from llava_ial.training.optim import RateFactors
 
 # These say where things lie and how fast it goes, not what comes out: a run may be resumed with others. The inputs
 # stand in a run's identity by their hashes.
@@ -42,6 +44,24 @@ class ClipSettings:
         },
     )
     max_gradient_norm: float = field(default=1.0, metadata={"help": "gradients are scaled down to this norm"})
+    image_rate_factor: float = field(default=1.0, metadata={"help": "factor on the learning rate of the image tower"})
+    text_rate_factor: float = field(default=1.0, metadata={"help": "factor on the learning rate of the text tower"})
+    layer_decay: float = field(
+        default=1.0, metadata={"help": "factor on the learning rate from each layer of a tower to the one below it"}
+    )
+    image_tower: str = field(
+        default=TUNED, metadata={"help": "what is trained of the image tower: tuned (all), locked (nothing) or lora"}
+    )
+    text_tower: str = field(default=TUNED, metadata={"help": "what is trained of the text tower, likewise"})
+    lora_rank: int = field(default=16, metadata={"help": "of the low-rank updates of a tower that is 'lora'"})
+    ema_decay: float = field(
+        default=0.0,
+        metadata={"help": "measure and publish a moving average of the weights, for example 0.999; 0: none"},
+    )
+    gradient_checkpointing: bool = field(
+        default=False, metadata={"help": "compute activations again instead of keeping them: less memory, more time"}
+    )
+    compile: bool = field(default=False, metadata={"help": "torch.compile the encoders"})
     mixed_precision: str = field(default="no", metadata={"help": "no or bf16"})
 
     address_weight: float = field(default=1.0, metadata={"help": "share of image_address_loss"})
@@ -64,6 +84,9 @@ class ClipSettings:
     )
     sigma_m: float = field(default=50.0, metadata={"help": "decay of --positives geo in metres"})
 
+    max_per_address: int = field(
+        default=0, metadata={"help": "photos of one address in a batch, as far as the others last; 0: as they come"}
+    )
     min_crop_area: float = field(
         default=1.0, metadata={"help": "random crops keep at least this share of a photo's area; 1 crops nothing"}
     )
@@ -81,6 +104,10 @@ class ClipSettings:
 
     eval_splits: list[str] = field(default_factory=lambda: ["val"], metadata={"help": "splits to measure on"})
     eval_every: int = field(default=0, metadata={"help": "steps between measurements; 0 measures at the end alone"})
+    publish: str = field(
+        default="last",
+        metadata={"help": "encoder that the output holds: last, or best by SSA@1 on the first of --eval_splits"},
+    )
     log_every: int = field(default=10, metadata={"help": "steps between lines of train_log.jsonl"})
     checkpoint_every: int = field(
         default=500, metadata={"help": "steps between checkpoints; 0 saves at the end, and on SIGTERM"}
@@ -104,6 +131,11 @@ class ClipSettings:
         )  # fmt: skip
 
     @property
+    def rate_factors(self) -> RateFactors:
+        """Learning rates of the parts."""
+        return RateFactors(self.image_rate_factor, self.text_rate_factor, self.layer_decay)
+
+    @property
     def augmentation(self) -> Augmentation | None:
         """What a training photo goes through; None for nothing."""
         augmentation = Augmentation(self.min_crop_area, self.colour_jitter)
@@ -119,19 +151,29 @@ class ClipSettings:
         Raises:
             UserError: Names option, value and what is allowed.
         """
-        for name in ("num_epochs", "batch_size", "log_every", "num_processes", "keep_checkpoints"):
+        for name in ("lora_rank", "num_epochs", "batch_size", "log_every", "num_processes", "keep_checkpoints"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("learning_rate", "max_gradient_norm", "sigma_m"):
+        for name in ("learning_rate", "max_gradient_norm", "sigma_m", "image_rate_factor", "text_rate_factor"):
             _require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
         not_negative = (
             "final_learning_rate", "warmup_steps", "weight_decay", "address_weight", "caption_weight",
             "geography_weight", "street_weight", "neighbourhood_weight", "chunk_size", "eval_every", "checkpoint_every",
-            "num_workers", "photos_in_memory",
+            "num_workers", "photos_in_memory", "max_per_address",
         )  # fmt: skip
         for name in not_negative:
             _require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
         _require(0 < self.min_crop_area <= 1, "min_crop_area", self.min_crop_area, "above 0 and at most 1")
         _require(0 <= self.colour_jitter < 1, "colour_jitter", self.colour_jitter, "at least 0 and below 1")
+        _require(0 < self.layer_decay <= 1, "layer_decay", self.layer_decay, "above 0 and at most 1")
+        _require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "at least 0 and below 1")
+        for name in ("image_tower", "text_tower"):
+            ways = (TUNED, LOCKED, LORA)
+            _require(getattr(self, name) in ways, name, getattr(self, name), ", ".join(ways))
+        _require(self.publish in ("last", "best"), "publish", self.publish, "last, best")
+        _require(
+            self.publish == "last" or self.eval_every > 0, "publish", self.publish,
+            "last, where --eval_every 0 measures no other state",
+        )  # fmt: skip
         _require(self.positives in POSITIVES, "positives", self.positives, ", ".join(POSITIVES))
         _require(
             self.geography_reading in GEOGRAPHY_READINGS, "geography_reading", self.geography_reading,

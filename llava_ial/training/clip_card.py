@@ -1,0 +1,98 @@
+"""The model card of a tuned encoder: ``README.md`` in its folder, as model hubs show it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+_CARD = """---
+library_name: transformers
+pipeline_tag: zero-shot-image-classification
+tags: [clip, image-address-localization, addressclip]
+---
+# AddressCLIP for one city
+
+A CLIP whose photos find their addresses: tuned from `{base}` on {num_photos} photos with the losses of AddressCLIP
+(arXiv 2407.08156), so that a street photo without GPS is near the text of its address. `gallery/` holds the
+{num_addresses} candidate addresses, `gallery_embeddings.safetensors` their features.
+
+```python
+from transformers import CLIPModel, CLIPProcessor
+clip, processor = CLIPModel.from_pretrained(FOLDER), CLIPProcessor.from_pretrained(FOLDER)
+```
+
+```python
+from llava_ial.inference import AddressPredictor
+AddressPredictor.from_pretrained(FOLDER).locate(photo, top_k=5)   # addresses with probabilities
+```
+
+## Measured after step {step}
+
+{metrics}
+
+`SSA@k`: the true piece of street is among the k best of all candidates. `SA@k`: the street of any of the k best is
+right. The wordings `canonical`, `spoken` and `loose` of the candidates were never trained on.
+
+## How it was tuned
+
+{settings}
+
+{num_skipped} training photos could not be read. The exact configuration is `config.yaml`; the hashes of tower, gallery,
+data set and base are in `manifest.json`.
+
+## Limits
+
+It knows the streets of its training photos and puts every photo on one of them, also one of another city. Probabilities
+are those of a softmax over the candidates. Places change; photos of a season or year it never saw are harder. Where
+somebody lives or stood is personal: do not locate photos of people without their consent.
+"""
+_SHOWN_SETTINGS = (
+    "num_epochs", "batch_size", "learning_rate", "address_weight", "caption_weight", "geography_weight",
+    "street_weight", "neighbourhood_weight", "positives", "max_per_address", "image_tower", "text_tower", "ema_decay",
+    "publish", "seed",
+)  # fmt: skip
+
+
+def format_card(
+    *,
+    base: str,
+    step: int,
+    num_photos: int,
+    num_addresses: int,
+    num_skipped: int,
+    metrics: Mapping[str, Mapping[str, float]],
+    settings: Mapping[str, Any],
+) -> str:
+    """The card as Markdown.
+
+    Args:
+        base: Of the tuning, as the manifest names it.
+        step: That the weights are of.
+        num_photos: Trained on.
+        num_addresses: Of the gallery.
+        num_skipped: Photos that could not be read.
+        metrics: By split; may be empty.
+        settings: Of the run.
+    """
+    return _CARD.format(
+        base=base,
+        step=step,
+        num_photos=num_photos,
+        num_addresses=num_addresses,
+        num_skipped=num_skipped,
+        metrics=_table(metrics) if metrics else "Nothing was measured yet.",
+        settings="\n".join(f"- {name}: {settings[name]}" for name in _SHOWN_SETTINGS if name in settings),
+    )
+
+
+def _table(metrics: Mapping[str, Mapping[str, float]]) -> str:
+    names = list(dict.fromkeys(name for values in metrics.values() for name in values))
+    rows = [["", *metrics], ["---"] * (len(metrics) + 1)]
+    rows += [[name, *(_cell(name, values.get(name)) for values in metrics.values())] for name in names]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _cell(name: str, value: float | None) -> str:
+    if value is None:
+        return ""
+    if "@" in name:
+        return f"{value:.2%}"
+    return f"{value:.0f}" if name.startswith("num_") else f"{value:.3f}"

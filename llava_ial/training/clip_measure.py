@@ -1,0 +1,61 @@
+"""What is measured of an encoder while it trains, and which of its states is the best one."""
+
+from functools import partial
+
+import torch
+
+from llava_ial import distributed
+from llava_ial.evaluation.feature_space import alignment, distance_correlation, uniformity
+from llava_ial.evaluation.locate import PhotoFeatures, address_ranks, encode_photos
+from llava_ial.evaluation.retrieval import retrieval_metrics, street_classes
+from llava_ial.evaluation.wordings import TRAINED, UNTRAINED, gallery_texts
+from llava_ial.training.clip_run import ClipRun
+
+# Pairs grow with the square; so many photos, evenly over a split, say enough of the space.
+_MAX_PHOTOS_IN_PAIRS = 1000
+JUDGED_BY = "SSA@1"
+
+
+def measure_splits(run: ClipRun) -> dict[str, dict[str, float]]:
+    """Metrics of each split to measure on; the same on every process.
+
+    ``SSA@k``, ``SA@k`` with the gallery in its trained wording and, under ``spoken SSA@1`` and so on, in three others;
+    ``alignment``, ``uniformity`` and ``distance_correlation``, see ``evaluation.feature_space``.
+    """
+    model = run.published_model()
+    gallery = {
+        name: model.embed_texts(texts, run.tokenizer) for name, texts in gallery_texts(run.dataset.gallery).items()
+    }
+    streets = street_classes([record.address.street_key for record in run.dataset.gallery])
+    metrics = {}
+    for split in run.settings.eval_splits:
+        photos = _features_of_split(run, split)
+        metrics[split] = retrieval_metrics(*address_ranks(photos, gallery[TRAINED], streets))
+        for wording in UNTRAINED:
+            found = retrieval_metrics(*address_ranks(photos, gallery[wording], streets))
+            metrics[split] |= {f"{wording} {name}": value for name, value in found.items() if "@" in name}
+        few = slice(None, None, -(-len(photos.features) // _MAX_PHOTOS_IN_PAIRS))
+        features, own = photos.features[few], gallery[TRAINED][photos.address_id[few]]
+        metrics[split] |= {
+            "alignment": alignment(features, own),
+            "uniformity": uniformity(features) if len(features) > 1 else 0.0,
+            "distance_correlation": distance_correlation(features, photos.xy_m[few]),
+        }
+    return metrics
+
+
+def _features_of_split(run: ClipRun, split: str) -> PhotoFeatures:
+    """All photos of a split on every process, each encoded by one of them."""
+    examples, rank, world = run.examples[split], distributed.rank(), distributed.world_size()
+    own = distributed.run_on_every_process(
+        partial(
+            encode_photos, run.published_model(), examples[rank::world], run.image_processor, run.collator,
+            device=run.accelerator.device, batch_size=max(1, run.settings.batch_size // world),
+            num_workers=run.settings.num_workers,
+        )
+    )  # fmt: skip
+    row = torch.arange(rank, len(examples), world, device=run.accelerator.device)
+    order = distributed.gather_with_gradient(row).argsort()
+    return PhotoFeatures(
+        *(distributed.gather_with_gradient(t)[order] for t in (own.features, own.address_id, own.xy_m))
+    )
