@@ -12,21 +12,31 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-import numpy as np
 from tqdm import tqdm
 
+from data_gen.addressing import (
+    Located,
+    drop_misplaced,
+    leakage_facts,
+    locate_photos,
+    positions_m,
+    with_utm_source,
+)
+from data_gen.annotations import import_addresses, parse_sources
 from data_gen.caption import LeakMask, caption_photos, read_captions
 from data_gen.converse import DialogueSettings, converse
-from data_gen.gallery import City, PartitionSettings, build_gallery
-from data_gen.geocode import METHOD, nearest_streets
-from data_gen.photos import PhotoTable, group_panoramas, read_photo_csv, read_photo_folder
+from data_gen.gallery import City
+from data_gen.photo_check import PhotoTable, format_reasons
+from data_gen.photo_folders import read_mapillary, read_named_photos, read_pitts250k
+from data_gen.photos import group_panoramas, read_photo_folder, read_photo_table
 from data_gen.settings import BuildSettings, RunOptions
 from data_gen.streets import StreetMap, load_city_name, load_street_map
-from data_gen.summary import format_reasons, print_examples, report
+from data_gen.summary import print_examples, report
 from llava_ial.config import parse_config, save_config
 from llava_ial.conversation import to_llava_json
 from llava_ial.data.dataset import KIND
@@ -44,7 +54,7 @@ from llava_ial.records import (
     write_part,
     write_records,
 )
-from llava_ial.splits import SPLIT_NAMES, check_leakage, split_by_panorama
+from llava_ial.splits import SPLIT_NAMES
 
 RecordT = TypeVar("RecordT")
 
@@ -90,19 +100,25 @@ def build(settings: BuildSettings, options: RunOptions) -> None:
 
 
 def _write_tables(settings: BuildSettings, options: RunOptions, folder: Path) -> dict[str, Any]:
-    street_map = load_street_map(settings.streets, settings.highways, settings.neighbourhoods)
-    city = City(
-        settings.city or load_city_name(settings.streets, street_map.frame.origin), settings.region, settings.country
-    )
+    street_map, city = None, City(settings.city, settings.region, settings.country)
+    if settings.streets is not None:
+        street_map = load_street_map(settings.streets, settings.highways, settings.neighbourhoods)
+        city = replace(city, name=city.name or load_city_name(settings.streets, street_map.frame.origin))
     photos = _reuse(folder / "photos", PhotoRecord, lambda: _make_photos(settings, options, street_map, folder))
     addresses = _reuse(
         folder / "addresses", AddressRecord, lambda: _make_addresses(settings, photos, street_map, city, folder)
     )
-    captions = _reuse(folder / "captions", CaptionRecord, lambda: _make_captions(settings, addresses, street_map, city))
     gallery = read_records(folder / "gallery", GalleryRecord)
+    captions = _reuse(
+        folder / "captions",
+        CaptionRecord,
+        lambda: _make_captions(settings, photos, addresses, gallery, street_map, city),
+    )
     dropped = read_records(folder / "dropped", DroppedRecord)
-    num_conversations = _write_conversations(settings, photos, addresses, gallery, folder)
-    return report(photos, addresses, captions, gallery, dropped, num_conversations, street_map)
+    numbers = _write_conversations(settings, photos, addresses, gallery, folder)
+    write_json(folder / "leakage.json", leakage_facts(photos, addresses, dropped))
+    num_streets = len(street_map.names) if street_map else len({record.address.street for record in gallery})
+    return report(photos, addresses, captions, gallery, dropped, numbers, num_streets)
 
 
 def _reuse(folder: Path, record_type: type[RecordT], make: Callable[[], Sequence[RecordT]]) -> list[RecordT]:
@@ -113,108 +129,73 @@ def _reuse(folder: Path, record_type: type[RecordT], make: Callable[[], Sequence
 
 
 def _make_photos(
-    settings: BuildSettings, options: RunOptions, street_map: StreetMap, folder: Path
+    settings: BuildSettings, options: RunOptions, street_map: StreetMap | None, folder: Path
 ) -> list[PhotoRecord]:
     found = _read_photos(settings, options)
-    _write_dropped(folder, found.dropped, 0)
-    if not found.photos:
-        raise UserError(
-            f"no usable photo in {settings.photos_csv or settings.image_root}: {format_reasons(found.dropped)}"
-        )
-    xy_m = street_map.to_xy_m([p.lat for p in found.photos], [p.lon for p in found.photos])
-    return group_panoramas(found.photos, xy_m, settings.panorama_radius_m)
+    photos, dropped = found.photos, found.dropped
+    if street_map is not None and photos:
+        photos, misplaced = drop_misplaced(photos, street_map)
+        dropped = dropped + misplaced
+    _write_dropped(folder, dropped, 0)
+    if not photos:
+        raise UserError(f"no usable photo in {settings.photos_csv or settings.image_root}: {format_reasons(dropped)}")
+    return group_panoramas(photos, positions_m(photos, street_map), settings.panorama_radius_m)
 
 
 def _read_photos(settings: BuildSettings, options: RunOptions) -> PhotoTable:
-    if settings.photos_csv is None:
-        return read_photo_folder(settings.image_root, workers=options.workers)
-    return read_photo_csv(
+    zone, workers = settings.zone, options.workers
+    source, columns = settings.photo_source, settings.columns
+    if source == "vpr":
+        return read_named_photos(settings.image_root, zone, require_images=settings.require_images, workers=workers)
+    if source == "mapillary":
+        return read_mapillary(settings.image_root, workers=workers)
+    if source == "exif" or settings.photos_csv is None:
+        return read_photo_folder(settings.image_root, workers=workers)
+    if source == "pitts250k" and zone is not None:
+        table = settings.photos_csv
+        return read_pitts250k(settings.image_root, table, zone, columns.utm_east, columns.utm_north, workers=workers)
+    found = read_photo_table(
         settings.photos_csv,
         settings.image_root,
-        settings.columns,
+        columns,
+        zone=zone,
         require_images=settings.require_images,
-        workers=options.workers,
+        workers=workers,
     )
+    return found if zone is None else PhotoTable(with_utm_source(found.photos), found.dropped)
 
 
 def _make_addresses(
-    settings: BuildSettings, photos: Sequence[PhotoRecord], street_map: StreetMap, city: City, folder: Path
+    settings: BuildSettings, photos: Sequence[PhotoRecord], street_map: StreetMap | None, city: City, folder: Path
 ) -> list[AddressRecord]:
-    xy_m = street_map.to_xy_m([p.lat for p in photos], [p.lon for p in photos])
-    nearest = nearest_streets(xy_m, street_map, settings.max_distance_m, settings.ambiguous_margin_m)
-    is_ambiguous = nearest.margin_m < settings.ambiguous_margin_m  # false for NaN: no second street near
-    reasons = ["no_street" if street < 0 else "" for street in nearest.street.tolist()]
-    splits = _splits(settings, photos, is_ambiguous.tolist(), reasons)
-    kept = np.array([i for i, reason in enumerate(reasons) if not reason], dtype=np.int64)
-    dropped = [DroppedRecord(p.image_id, "addresses", r) for p, r in zip(photos, reasons, strict=True) if r]
-    if not len(kept):
-        raise UserError(
-            f"no photo got an address: {format_reasons(dropped)}; is {settings.streets} the map of their city?"
-        )
-    gallery = build_gallery(
-        street_map,
-        xy_m[kept],
-        nearest.street[kept],
-        [str(photos[i].panorama_id) for i in kept.tolist()],
-        PartitionSettings(settings.min_piece_m, settings.min_positions, settings.snap_m),
-        city,
-    )
-    write_records(folder / "gallery", gallery.records, GalleryRecord)
-    _write_dropped(folder, dropped, 1)
-    records = []
-    for i, number in zip(kept.tolist(), gallery.photo_class.tolist(), strict=True):
-        margin = float(nearest.margin_m[i])
-        records.append(
-            AddressRecord(
-                image_id=photos[i].image_id,
-                sub_street_id=gallery.records[number].sub_street_id,
-                address=gallery.records[number].address,
-                split=splits[i],
-                distance_m=round(float(nearest.distance_m[i]), 3),
-                street_margin_m=None if np.isnan(margin) else round(margin, 3),
-                is_ambiguous=bool(is_ambiguous[i]),
-                method=METHOD,
-            )
-        )
-    return records
-
-
-def _splits(
-    settings: BuildSettings, photos: Sequence[PhotoRecord], is_ambiguous: Sequence[bool], reasons: list[str]
-) -> list[str]:
-    """A split for each photo; adds to ``reasons`` where the given split cannot be kept."""
-    if settings.split == "given":
-        for i, photo in enumerate(photos):
-            if not reasons[i] and photo.given_split is None:
-                reasons[i] = "no_split"
-            elif not reasons[i] and photo.given_split == "test" and is_ambiguous[i]:
-                reasons[i] = "ambiguous_in_test"
-        splits = [photo.given_split or "train" for photo in photos]
-    kept = [i for i, reason in enumerate(reasons) if not reason]
-    panoramas = [str(photos[i].panorama_id) for i in kept]
-    if settings.split == "fractions":
-        drawn = split_by_panorama(
-            panoramas,
-            [is_ambiguous[i] for i in kept],
-            val_fraction=settings.val_fraction,
-            test_fraction=settings.test_fraction,
-            seed=settings.seed,
-        )
-        by_photo = dict(zip(kept, drawn, strict=True))
-        splits = [by_photo.get(i, "train") for i in range(len(photos))]
-    check_leakage(panoramas, [splits[i] for i in kept])
-    return splits
+    if street_map is None:
+        imported = import_addresses(photos, parse_sources(settings.annotations), city)
+        located = Located(imported.addresses, imported.gallery, imported.dropped)
+    else:
+        located = locate_photos(settings, photos, street_map, city)
+    write_records(folder / "gallery", located.gallery, GalleryRecord)
+    _write_dropped(folder, located.dropped, 1)
+    return located.addresses
 
 
 def _make_captions(
-    settings: BuildSettings, addresses: Sequence[AddressRecord], street_map: StreetMap, city: City
+    settings: BuildSettings,
+    photos: Sequence[PhotoRecord],
+    addresses: Sequence[AddressRecord],
+    gallery: Sequence[GalleryRecord],
+    street_map: StreetMap | None,
+    city: City,
 ) -> list[CaptionRecord]:
     image_ids = [address.image_id for address in addresses]
-    areas = [*street_map.neighbourhoods, city.name, city.region, city.country]
-    captions = None
+    names = street_map.names if street_map else {record.address.street for record in gallery}
+    regions = street_map.neighbourhoods if street_map else {record.address.neighbourhood for record in gallery}
+    areas = [*sorted(regions), city.name, city.region, city.country]
+    captions, captioner = None, settings.captioner
+    if captioner == "annotation":
+        captions = import_addresses(photos, parse_sources(settings.annotations), city).captions
     if settings.captioner == "csv" and settings.captions_file is not None:
         captions = read_captions(settings.captions_file, image_ids, settings.image_id_column, settings.caption_column)
-    return caption_photos(image_ids, captions, settings.caption, LeakMask(street_map.names, areas))
+    return caption_photos(image_ids, captions, settings.caption, LeakMask(sorted(names), areas), captioner)
 
 
 def _write_conversations(

@@ -105,7 +105,7 @@ def read_captions(path: Path, image_ids: Collection[str], id_column: str, captio
 
 
 def caption_photos(
-    image_ids: Sequence[str], captions: dict[str, str] | None, constant: str, mask: LeakMask
+    image_ids: Sequence[str], captions: dict[str, str] | None, constant: str, mask: LeakMask, captioner: str = "csv"
 ) -> list[CaptionRecord]:
     """A caption for every photo: its own, else the constant one; never empty.
 
@@ -114,10 +114,11 @@ def caption_photos(
         captions: By image id; None for the constant captioner.
         constant: Sentence for photos without a caption of their own.
         mask: What to take out.
+        captioner: Where a photo's own caption is from.
     """
     records = []
     for image_id in image_ids:
         own = (captions or {}).get(image_id)
         text, num_masked = mask.apply(own or constant)
-        records.append(CaptionRecord(image_id, text, "csv" if own else "constant", num_masked))
+        records.append(CaptionRecord(image_id, text, captioner if own else "constant", num_masked))
     return records

@@ -175,6 +175,14 @@ def _record(address: Address, pieces: list[Piece], adjacent_ids: list[str], stre
     for line in merged:
         lat, lon = street_map.frame.to_lat_lon(shapely.get_coordinates(line))
         lines.append([[round(x, 7), round(y, 7)] for x, y in zip(lon.tolist(), lat.tolist(), strict=True)])
+    num_positions = len(set().union(*(piece.positions for piece in pieces)))
+    return gallery_record(address, sorted(lines), num_positions, adjacent_ids)
+
+
+def gallery_record(
+    address: Address, lines: list[list[list[float]]], num_positions: int, adjacent_ids: list[str]
+) -> GalleryRecord:
+    """A candidate with its texts."""
     return GalleryRecord(
         sub_street_id=sub_street_id(address),
         address=address,
@@ -183,8 +191,8 @@ def _record(address: Address, pieces: list[Piece], adjacent_ids: list[str], stre
         spoken=format_spoken(address),
         street_text=format_verbose(address.at_street_level()),
         neighbourhood_text=f"located in the {address.neighbourhood}" if address.neighbourhood else "",
-        lines=sorted(lines),
-        num_positions=len(set().union(*(piece.positions for piece in pieces))),
+        lines=lines,
+        num_positions=num_positions,
         adjacent_ids=adjacent_ids,
     )
 

@@ -1,4 +1,8 @@
-"""From a position to the street it is on, offline: the nearest named street within range."""
+"""From a position to the street it is on, offline: the nearest named street within range, or a vote of a place.
+
+The vote is for positions that err more than streets lie apart: photos of one walk err in different ways, so a street
+that many neighbours are near to is likelier than one that a single position is nearest to.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,7 +14,8 @@ from tqdm import tqdm
 
 from data_gen.streets import StreetMap
 
-METHOD = "nearest_street"
+METHOD, VOTED = "nearest_street", "vote"
+_NEAR_M = 10.0  # a street twice this far from a position gets e^-2 of its voice
 _CHUNK = 100_000  # bounds memory: the candidates of one chunk are held at a time
 
 
@@ -45,9 +50,7 @@ def nearest_streets(
     distance_m = np.full(len(xy_m), np.nan)
     margin_m = np.full(len(xy_m), np.nan)
     for part in _chunks(len(xy_m)):
-        photo, line, away_m = candidates(xy_m[part], tree, max_distance_m + margin_range_m)
-        # The nearest line of each (photo, street), then the nearest street of each photo.
-        photo, name, away_m = _first_of_groups(photo, street_map.street[line], away_m)
+        photo, name, away_m = _near_streets(xy_m[part], street_map, tree, max_distance_m + margin_range_m)
         order = np.lexsort((name, away_m, photo))
         photo, name, away_m = photo[order], name[order], away_m[order]
         first = np.flatnonzero(np.diff(photo, prepend=-1))
@@ -59,6 +62,65 @@ def nearest_streets(
         first = first[has_second]
         margin_m[part.start + photo[first]] = away_m[first + 1] - away_m[first]
     return NearestStreets(street, distance_m, margin_m)
+
+
+def vote_streets(
+    xy_m: npt.NDArray[np.float64],
+    street_map: StreetMap,
+    max_distance_m: float,
+    margin_range_m: float,
+    vote_radius_m: float,
+) -> NearestStreets:
+    """The street in range of each position that the positions around it agree on most.
+
+    A position within ``vote_radius_m`` gives each of its own candidates a voice that falls with its distance to the
+    street and with its distance to the position asked about. Crops of one panorama are one position. The margin is that
+    of distances: it is negative where the vote went against the nearest street, which is so marked ambiguous.
+    """
+    places, place_of = _distinct_places(xy_m)
+    tree = shapely.STRtree(street_map.lines)
+    place, name, away_m = _near_streets(places, street_map, tree, max_distance_m + margin_range_m)
+    known = np.flatnonzero(np.isfinite(places).all(axis=1))
+    points = shapely.points(places[known])
+    left, right = shapely.STRtree(points).query(points, predicate="dwithin", distance=vote_radius_m)
+    nearness = 1.0 - shapely.distance(points[left], points[right]) / (2.0 * max(vote_radius_m, 1e-9))
+    here, voter = known[left], known[right]
+    # Each (place, voter) pair is repeated for every candidate street of the voter.
+    first, count = np.searchsorted(place, [voter, voter + 1])
+    count = count - first
+    row = np.repeat(first - np.concatenate([[0], np.cumsum(count)[:-1]]), count) + np.arange(count.sum())
+    voice = np.repeat(nearness, count) * np.exp(-away_m[row] / _NEAR_M)
+    keys, which = np.unique(np.repeat(here, count) * len(street_map.names) + name[row], return_inverse=True)
+    votes = np.bincount(which, weights=voice, minlength=len(keys))
+    own = votes[np.searchsorted(keys, place * len(street_map.names) + name)]
+    street, distance_m = np.full(len(places), -1, dtype=np.int64), np.full(len(places), np.nan)
+    margin_m = np.full(len(places), np.nan)
+    in_range = away_m <= max_distance_m
+    order = np.lexsort((name, away_m, -own.round(9), ~in_range, place))
+    winners = order[np.flatnonzero(np.diff(place[order], prepend=-1))]
+    winners = winners[in_range[winners]]
+    street[place[winners]], distance_m[place[winners]] = name[winners], away_m[winners]
+    is_other = name != street[place]
+    second = np.full(len(places), np.inf)
+    np.minimum.at(second, place[is_other], away_m[is_other])
+    has_both = np.isfinite(second) & (street >= 0)
+    margin_m[has_both] = second[has_both] - distance_m[has_both]
+    return NearestStreets(street[place_of], distance_m[place_of], margin_m[place_of])
+
+
+def _distinct_places(
+    xy_m: npt.NDArray[np.float64],
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    places, place_of = np.unique(xy_m, axis=0, return_inverse=True)
+    return places.reshape(-1, 2), place_of.ravel()
+
+
+def _near_streets(
+    xy_m: npt.NDArray[np.float64], street_map: StreetMap, tree: shapely.STRtree, range_m: float
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """(position, street, distance of its nearest line), sorted by position and street."""
+    photo, line, away_m = candidates(xy_m, tree, range_m)
+    return _first_of_groups(photo, street_map.street[line], away_m)
 
 
 def candidates(

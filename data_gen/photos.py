@@ -1,39 +1,37 @@
-"""Photos with positions: a CSV table beside an image folder, or a folder whose photos carry EXIF positions.
+"""Photos with positions: a table beside an image folder, or a folder whose photos carry EXIF positions.
 
 Each reader gives ``PhotoRecord``s and names every row it leaves out with a reason; a bad photo is counted, never fatal.
 """
 
-import math
-import warnings
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
-from multiprocessing import get_context
 from pathlib import Path, PurePosixPath
-from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
-from tqdm import tqdm
 
 from data_gen.nearby import group_within
-from data_gen.tables import read_csv_rows
-from llava_ial.exif import PhotoMetadata, read_metadata
+from data_gen.photo_check import (
+    PHOTO_SUFFIXES,
+    STEP,
+    PhotoTable,
+    check_photos,
+    list_files,
+    read_files,
+    reasons_with_duplicates,
+)
+from data_gen.photo_names import UtmZone, pitts_panorama
+from data_gen.tables import parse_number, read_rows
 from llava_ial.geo import GeoPoint
 from llava_ial.records import DroppedRecord, PhotoRecord
 
-PHOTO_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".avif"}
-STEP = "photos"
-_POOL_FROM = 256  # below this, starting processes costs more than they save
-_CHUNK = 64
-ResultT = TypeVar("ResultT")
+_COMPACT = 2.0  # a chain of photos longer than this many radii is a walk, not one place
 
 
 @dataclass(frozen=True)
 class PhotoColumns:
-    """Column names of a photo table. All but the first three may be absent from it."""
+    """Column names of a photo table. The path and a position are needed: degrees, or metres of a UTM zone."""
 
     image_path: str = "image_path"
     lat: str = "lat"
@@ -43,38 +41,39 @@ class PhotoColumns:
     panorama: str = "panorama_id"
     captured_at: str = "captured_at"
     split: str = "split"
+    utm_east: str = "utm_east"
+    utm_north: str = "utm_north"
 
 
-@dataclass(frozen=True)
-class PhotoTable:
-    """What a reader found: the usable photos in order, and the rest by name and reason."""
-
-    photos: list[PhotoRecord]
-    dropped: list[DroppedRecord]
-
-
-def read_photo_csv(
-    path: Path, image_root: Path, columns: PhotoColumns, *, require_images: bool = True, workers: int = 1
+def read_photo_table(
+    path: Path,
+    image_root: Path,
+    columns: PhotoColumns,
+    *,
+    zone: UtmZone | None = None,
+    require_images: bool = True,
+    workers: int = 1,
 ) -> PhotoTable:
-    """Photos named in a CSV file.
+    """Photos named in a CSV, JSON Lines or Parquet file.
 
     A row without a file name is a position without a photo: ``no_image``.
 
     Args:
-        path: UTF-8 CSV with a header line.
+        path: The table.
         image_root: Folder that the paths in the table are relative to.
         columns: Names of the columns.
+        zone: Positions are metres of this UTM zone; None: degrees.
         require_images: False accepts positions whose pixels are elsewhere.
         workers: Processes that check whether the photos decode.
 
     Raises:
-        UserError: A needed column is missing, or the file is not a CSV table.
+        UserError: A needed column is missing, or the file is not a table.
     """
     photos: list[PhotoRecord] = []
     dropped: list[DroppedRecord] = []
     seen: set[str] = set()
-    for row in read_csv_rows(path, _needed(columns)):
-        found = _photo_of_row(row, columns, require_images)
+    for row in read_rows(path, _needed(columns, zone)):
+        found = _photo_of_row(row, columns, require_images, zone)
         if isinstance(found, PhotoRecord) and found.image_id in seen:
             found = DroppedRecord(found.image_id, STEP, "duplicate_id")
         if isinstance(found, DroppedRecord):
@@ -84,24 +83,24 @@ def read_photo_csv(
         photos.append(found)
     if not require_images:
         return PhotoTable(photos, dropped)
-    reasons = _map_photos(_check_photo, [image_root / p.image_path for p in photos], "checking photos", workers)
-    kept = [photo for photo, reason in zip(photos, reasons, strict=True) if reason is None]
-    bad = [DroppedRecord(p.image_id, STEP, r) for p, r in zip(photos, reasons, strict=True) if r is not None]
-    return PhotoTable(kept, dropped + bad)
+    checked = check_photos(photos, image_root, workers)
+    return PhotoTable(checked.photos, dropped + checked.dropped)
 
 
 def read_photo_folder(image_root: Path, *, workers: int = 1) -> PhotoTable:
     """All photos under a folder, with the positions in their EXIF; ``image_id`` is the path below the folder."""
-    files = list_photo_files(image_root)
-    read = _map_photos(_read_photo, files, "reading photos", workers)
+    files = list_files(image_root)
+    others = [file for file in files if file.suffix.lower() not in PHOTO_SUFFIXES]
+    files = [file for file in files if file.suffix.lower() in PHOTO_SUFFIXES]
+    reports = read_files(files, "reading photos", workers)
     photos: list[PhotoRecord] = []
-    dropped: list[DroppedRecord] = []
-    for file, (reason, metadata) in zip(files, read, strict=True):
-        name = file.relative_to(image_root).as_posix()
-        if reason is None and metadata.point is None:
+    dropped = [DroppedRecord(file.relative_to(image_root).as_posix(), STEP, "not_a_photo") for file in others]
+    for file, reason, report in zip(files, reasons_with_duplicates(reports), reports, strict=True):
+        name, metadata = file.relative_to(image_root).as_posix(), report.metadata
+        if not reason and metadata.point is None:
             reason = "bad_position" if metadata.has_bad_position else "no_position"
-        if reason is not None or metadata.point is None:
-            dropped.append(DroppedRecord(name, STEP, str(reason)))
+        if reason or metadata.point is None:
+            dropped.append(DroppedRecord(name, STEP, reason))
             continue
         photos.append(
             PhotoRecord(
@@ -113,24 +112,19 @@ def read_photo_folder(image_root: Path, *, workers: int = 1) -> PhotoTable:
                 panorama_id=None,
                 captured_at=metadata.captured_at,
                 source="exif",
+                position_error_m=metadata.error_m,
             )
         )
     return PhotoTable(photos, dropped)
 
 
-def list_photo_files(image_root: Path) -> list[Path]:
-    """Photo files under a folder by suffix, sorted by path, hidden ones left out."""
-    files = (path for path in image_root.rglob("*") if path.suffix.lower() in PHOTO_SUFFIXES and path.is_file())
-    visible = (p for p in files if not any(part.startswith(".") for part in p.relative_to(image_root).parts))
-    return sorted(visible, key=lambda p: p.relative_to(image_root).as_posix())
-
-
 def group_panoramas(photos: Sequence[PhotoRecord], xy_m: npt.NDArray[np.float64], radius_m: float) -> list[PhotoRecord]:
     """Gives photos without a panorama id one: photos within ``radius_m`` of each other belong together.
 
-    Chains count (A near B, B near C: one group), so that no photo of another group is within the radius: whatever the
-    split, no such test photo has a training photo so near. A dense walk becomes one long group; a smaller radius cuts
-    it. The group is named after its first ``image_id``. Ids that the source gave stay as they are.
+    Chains count (A near B, B near C: one group) as long as the group stays a place: whatever the split, no such test
+    photo has a training photo so near. A chain longer than two radii is a walk; it is cut into groups of at most two
+    radii, whose neighbours may be nearer than one (``split: blocked`` keeps a distance there too). A group is named
+    after its first ``image_id``. Ids that the source gave stay as they are.
 
     Args:
         photos: Any.
@@ -140,7 +134,8 @@ def group_panoramas(photos: Sequence[PhotoRecord], xy_m: npt.NDArray[np.float64]
     open_ones = [i for i, photo in enumerate(photos) if photo.panorama_id is None]
     grouped = list(photos)
     names: dict[int, str] = {}
-    groups = group_within(xy_m[open_ones], radius_m).tolist()
+    order = np.argsort(np.array([photos[i].image_id for i in open_ones]), kind="stable")
+    groups = _cut_walks(xy_m[open_ones], group_within(xy_m[open_ones], radius_m), order, radius_m).tolist()
     for i, group in zip(open_ones, groups, strict=True):
         names[group] = min(names.get(group, photos[i].image_id), photos[i].image_id)
     for i, group in zip(open_ones, groups, strict=True):
@@ -148,14 +143,39 @@ def group_panoramas(photos: Sequence[PhotoRecord], xy_m: npt.NDArray[np.float64]
     return grouped
 
 
-def _needed(columns: PhotoColumns) -> list[str]:
+def _cut_walks(
+    xy_m: npt.NDArray[np.float64], groups: npt.NDArray[np.int64], order: npt.NDArray[np.int64], radius_m: float
+) -> npt.NDArray[np.int64]:
+    """Groups that reach farther than two radii, cut: in order, a photo joins the nearest earlier leader in range."""
+    cut = groups.copy()
+    members: dict[int, list[int]] = {}
+    for i in order.tolist():
+        members.setdefault(int(groups[i]), []).append(i)
+    for photos in members.values():
+        extent = xy_m[photos].max(axis=0) - xy_m[photos].min(axis=0)
+        if not np.hypot(*extent) > _COMPACT * radius_m:  # also false for NaN: a photo off the map is alone
+            continue
+        leaders: list[int] = []
+        for i in photos:
+            away_m = np.hypot(*(xy_m[leaders] - xy_m[i]).T) if leaders else np.zeros(0)
+            if not len(away_m) or away_m.min() > radius_m:
+                leaders.append(i)
+                cut[i] = i
+            else:
+                cut[i] = leaders[int(away_m.argmin())]
+    return cut
+
+
+def _needed(columns: PhotoColumns, zone: UtmZone | None) -> list[str]:
     """Columns that a table must have: path and position, and whatever the user named otherwise than we do."""
-    always = (columns.image_path, columns.lat, columns.lon)
+    position = (columns.lat, columns.lon) if zone is None else (columns.utm_east, columns.utm_north)
     named = [getattr(columns, field.name) for field in fields(columns) if getattr(columns, field.name) != field.default]
-    return list(dict.fromkeys([*always, *named]))
+    return list(dict.fromkeys([columns.image_path, *position, *named]))
 
 
-def _photo_of_row(row: dict[str, str], columns: PhotoColumns, require_images: bool) -> PhotoRecord | DroppedRecord:
+def _photo_of_row(
+    row: dict[str, str], columns: PhotoColumns, require_images: bool, zone: UtmZone | None
+) -> PhotoRecord | DroppedRecord:
     image_path = row.get(columns.image_path, "")
     image_id = row.get(columns.image_id, "") or image_path or "(row without a name)"
     if require_images and not image_path:
@@ -163,32 +183,27 @@ def _photo_of_row(row: dict[str, str], columns: PhotoColumns, require_images: bo
     parts = PurePosixPath(image_path)
     if parts.is_absolute() or ".." in parts.parts:
         return DroppedRecord(image_id, STEP, "path_outside_image_root")
-    if not row.get(columns.lat) or not row.get(columns.lon):
+    first, second = (columns.lat, columns.lon) if zone is None else (columns.utm_east, columns.utm_north)
+    if not row.get(first) or not row.get(second):
         return DroppedRecord(image_id, STEP, "no_position")
-    lat, lon = parse_number(row[columns.lat]), parse_number(row[columns.lon])
-    if lat is None or lon is None or not GeoPoint(lat, lon).is_valid():
+    a, b = parse_number(row[first]), parse_number(row[second])
+    point = None
+    if a is not None and b is not None:
+        point = GeoPoint(a, b) if zone is None else zone.to_point(a, b)
+    if point is None or not point.is_valid():
         return DroppedRecord(image_id, STEP, "bad_position")
     heading = parse_number(row.get(columns.heading, ""))
     return PhotoRecord(
         image_id=image_id,
         image_path=image_path,
-        lat=lat,
-        lon=lon,
+        lat=point.lat,
+        lon=point.lon,
         heading_deg=heading % 360.0 if heading is not None else None,
-        panorama_id=row.get(columns.panorama) or None,
+        panorama_id=row.get(columns.panorama) or pitts_panorama(image_path),
         captured_at=_iso_time(row.get(columns.captured_at, "")),
         source="csv",
         given_split=row.get(columns.split) or None,
     )
-
-
-def parse_number(text: str) -> float | None:
-    """A finite number, or None."""
-    try:
-        number = float(text)
-    except ValueError:
-        return None
-    return number if math.isfinite(number) else None
 
 
 def _iso_time(text: str) -> str | None:
@@ -196,46 +211,3 @@ def _iso_time(text: str) -> str | None:
         return datetime.fromisoformat(text).isoformat()
     except ValueError:
         return None
-
-
-def _check_photo(path: Path) -> str | None:
-    """None if the photo decodes to its end, else the reason why not."""
-    return _read_photo(path)[0]
-
-
-def _read_photo(path: Path) -> tuple[str | None, PhotoMetadata]:
-    """Why a photo cannot be used (None if it can), and its EXIF."""
-    if not path.is_file():
-        return "missing_file", PhotoMetadata()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                metadata = read_metadata(image)
-                # JPEG decodes at an eighth of its size: all of its bytes are read, little is computed.
-                image.draft("RGB", (64, 64))
-                image.load()
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        return "too_large", PhotoMetadata()
-    except MemoryError:
-        raise  # the machine's fault, not the photo's: dropping it would make the data set depend on the machine
-    except Exception:  # decoders raise OSError, SyntaxError, ValueError, struct.error ... on broken bytes
-        return "unreadable", PhotoMetadata()
-    return None, metadata
-
-
-def _map_photos(function: Callable[[Path], ResultT], files: Sequence[Path], label: str, workers: int) -> list[ResultT]:
-    """``function`` of every file, in order, in a pool of processes where there are many."""
-    with tqdm(total=len(files), desc=label, unit="photo", disable=None) as bar:
-        results: list[ResultT] = []
-        if workers <= 1 or len(files) < _POOL_FROM:
-            for file in files:
-                results.append(function(file))
-                bar.update()
-            return results
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-            for result in pool.map(function, files, chunksize=_CHUNK):
-                results.append(result)
-                bar.update()
-        return results

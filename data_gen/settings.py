@@ -6,13 +6,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from data_gen.photos import PhotoColumns, list_photo_files
+from data_gen.annotations import parse_sources
+from data_gen.photo_check import list_files
+from data_gen.photo_names import UtmZone, parse_zone
+from data_gen.photos import PhotoColumns
 from data_gen.streets import DEFAULT_HIGHWAYS, MARGIN_M
 from llava_ial.errors import UserError
 from llava_ial.manifest import file_hash
 
-CAPTIONERS = ("constant", "csv")
-SPLITTERS = ("fractions", "given")
+CAPTIONERS = ("constant", "csv", "annotation")
+SPLITTERS = ("fractions", "given", "blocked")
+SOURCES = ("table", "exif", "vpr", "pitts250k", "mapillary")
 
 
 def _help(text: str) -> dict[str, str]:
@@ -37,9 +41,29 @@ class BuildSettings:
     """What a data set is made of. Paths are relative to the current folder; ~ is the home folder."""
 
     image_root: Path = field(metadata=_help("folder of the photos"))
-    streets: Path = field(metadata=_help("map: an .osm.pbf extract, or GeoJSON lines with 'name' and 'highway'"))
+    streets: Path | None = field(
+        default=None,
+        metadata=_help("map: an .osm.pbf extract, or GeoJSON lines with 'name' and 'highway'; none with annotations"),
+    )
+    source: str = field(
+        default="",
+        metadata=_help(
+            "where positions are: table (photos_csv), exif, vpr (file names with @ fields), pitts250k (its folders and "
+            "a UTM table), mapillary (JSON of its API beside the photos); default: table if photos_csv is given, else "
+            "exif"
+        ),
+    )
     photos_csv: Path | None = field(
-        default=None, metadata=_help("table of photos with positions; without it their EXIF positions are read")
+        default=None, metadata=_help("table of photos with positions (.csv, .jsonl or .parquet)")
+    )
+    utm_zone: str = field(
+        default="", metadata=_help("positions are UTM metres of this zone, as in 17N; default: degrees")
+    )
+    utm_east_column: str = field(default="utm_east", metadata=_help("column of photos_csv, with utm_zone"))
+    utm_north_column: str = field(default="utm_north", metadata=_help("column of photos_csv, with utm_zone"))
+    annotations: list[str] = field(
+        default_factory=list,
+        metadata=_help("published addresses instead of a map: SPLIT=FILE.json in AddressCLIP's form, one or more"),
     )
     require_images: bool = field(
         default=True, metadata=_help("false accepts rows whose photos are not here; true checks that each decodes")
@@ -75,6 +99,9 @@ class BuildSettings:
     ambiguous_margin_m: float = field(
         default=5.0, metadata=_help("second street less than this much farther: never a test photo; 0: off")
     )
+    vote_radius_m: float = field(
+        default=0.0, metadata=_help("positions this near vote on their street together; 0: each its nearest street")
+    )
     min_piece_m: float = field(
         default=60.0, metadata=_help("crossings closer than this to a more important one do not cut a street")
     )
@@ -82,7 +109,7 @@ class BuildSettings:
         default=5, metadata=_help("sub-streets with fewer photo positions join a neighbour (5 in the paper)")
     )
     snap_m: float = field(default=0.5, metadata=_help("lines whose points are this near each other meet"))
-    captioner: str = field(default="constant", metadata=_help("constant (one sentence for all) or csv (a column)"))
+    captioner: str = field(default="constant", metadata=_help("constant (one sentence), csv (a column), annotation"))
     caption: str = field(
         default="a street view", metadata=_help("the sentence of the constant captioner, and where a CSV has none")
     )
@@ -90,7 +117,15 @@ class BuildSettings:
         default=None, metadata=_help("table of captions, joined by image_id_column; default: photos_csv")
     )
     caption_column: str = field(default="caption", metadata=_help("column of the captions"))
-    split: str = field(default="fractions", metadata=_help("fractions (drawn by panorama) or given (split_column)"))
+    split: str = field(
+        default="fractions",
+        metadata=_help(
+            "fractions (drawn by panorama), given (split_column; folders train, val, test of source vpr) or blocked "
+            "(whole cells of the city, a buffer between them)"
+        ),
+    )
+    block_m: float = field(default=300.0, metadata=_help("side of a cell of 'split: blocked'"))
+    buffer_m: float = field(default=50.0, metadata=_help("'split: blocked' keeps train this far from val and test"))
     val_fraction: float = field(default=0.1, metadata=_help("share of the panoramas"))
     test_fraction: float = field(default=0.1, metadata=_help("share of the panoramas"))
     num_dialogues: int = field(default=2, metadata=_help("dialogues for each photo"))
@@ -115,7 +150,8 @@ class BuildSettings:
                 raise UserError(f"{name}: there is no {kind} {path}; mend the path (it starts at {Path.cwd()})")
         _check_choice("captioner", self.captioner, CAPTIONERS)
         _check_choice("split", self.split, SPLITTERS)
-        for name in ("panorama_radius_m", "ambiguous_margin_m", "min_piece_m", "snap_m"):
+        self._check_source()
+        for name in _LENGTHS:
             if not getattr(self, name) >= 0:
                 raise UserError(f"{name}: {getattr(self, name)}; at least 0")
         if not 0 < self.max_distance_m <= MARGIN_M:
@@ -130,10 +166,39 @@ class BuildSettings:
                 )
         if self.captioner == "csv" and self.captions_file is None:
             raise UserError("captioner: csv needs captions_csv (or photos_csv with the column caption_column)")
-        if self.split == "given" and self.photos_csv is None:
-            raise UserError("split: given needs photos_csv with the column split_column")
+        if self.split == "given" and self.photos_csv is None and self.photo_source != "vpr":
+            raise UserError("split: given needs photos_csv with the column split_column, or source: vpr")
+        if not self.block_m > 0:
+            raise UserError(f"block_m: {self.block_m}; above 0")
         if not self.caption.strip():
             raise UserError("caption: empty; give a sentence")
+
+    def _check_source(self) -> None:
+        if self.source:
+            _check_choice("source", self.source, SOURCES)
+        if self.photo_source in ("table", "pitts250k") and self.photos_csv is None:
+            raise UserError(f"source: {self.photo_source} needs photos_csv")
+        if self.photo_source == "pitts250k" and not self.utm_zone:
+            raise UserError("source: pitts250k needs utm_zone; Pittsburgh lies in 17N")
+        _ = self.zone  # refuses what is no zone
+        sources = parse_sources(self.annotations)
+        for _, path in sources:
+            if not path.is_file():
+                raise UserError(f"annotations: there is no file {path}; mend the path (it starts at {Path.cwd()})")
+        if bool(sources) == (self.streets is not None):
+            raise UserError("streets: give a map, or annotations with published addresses, and not both")
+        if self.captioner == "annotation" and not sources:
+            raise UserError("captioner: annotation needs annotations")
+
+    @property
+    def photo_source(self) -> str:
+        """Where positions are read from."""
+        return self.source or ("exif" if self.photos_csv is None else "table")
+
+    @property
+    def zone(self) -> UtmZone | None:
+        """The UTM zone of the positions, None for degrees."""
+        return parse_zone(self.utm_zone) if self.utm_zone else None
 
     @property
     def captions_file(self) -> Path | None:
@@ -152,6 +217,8 @@ class BuildSettings:
             panorama=self.panorama_column,
             captured_at=self.captured_at_column,
             split=self.split_column,
+            utm_east=self.utm_east_column,
+            utm_north=self.utm_north_column,
         )
 
     def identity(self) -> dict[str, Any]:
@@ -159,13 +226,16 @@ class BuildSettings:
         settings = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(self).items()}
         files = {name: getattr(self, name) for name in _PATHS if name != "image_root"}
         inputs = {name: file_hash(path) for name, path in files.items() if path is not None}
-        if self.photos_csv is None:
-            photos = list_photo_files(self.image_root)
+        for split, path in parse_sources(self.annotations):
+            inputs[f"annotations_{split}_{path.name}"] = file_hash(path)
+        if self.photo_source != "table":
+            photos = list_files(self.image_root)
             listing = "\n".join(f"{p.relative_to(self.image_root).as_posix()} {p.stat().st_size}" for p in photos)
             inputs["image_root"] = hashlib.sha256(listing.encode()).hexdigest()
         return {**settings, "inputs": inputs}
 
 
+_LENGTHS = ("panorama_radius_m", "ambiguous_margin_m", "vote_radius_m", "min_piece_m", "snap_m", "buffer_m")
 _PATHS = ("image_root", "streets", "photos_csv", "neighbourhoods", "captions_csv")
 
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data_gen.streets import StreetMap
 from llava_ial.records import AddressRecord, CaptionRecord, DroppedRecord, GalleryRecord, PhotoRecord
 from llava_ial.splits import SPLIT_NAMES
 
@@ -21,12 +20,14 @@ def report(
     gallery: Sequence[GalleryRecord],
     dropped: Sequence[DroppedRecord],
     splits: dict[str, dict[str, int]],
-    street_map: StreetMap,
+    num_streets: int,
 ) -> dict[str, Any]:
     """Prints what each step kept and dropped; gives the same as counts for the manifest."""
     steps: dict[str, Any] = {}
-    for name, kept in (("photos", photos), ("addresses", addresses)):
+    for name, kept in (("photos", photos), ("annotations", addresses), ("addresses", addresses)):
         reasons = Counter(record.reason for record in dropped if record.step == name)
+        if name == "annotations" and not reasons:
+            continue
         steps[name] = {"in": len(kept) + reasons.total(), "out": len(kept), "dropped": dict(sorted(reasons.items()))}
     print(f"{'step':<12}{'in':>9}{'out':>9}  dropped")
     for name, step in steps.items():
@@ -38,7 +39,7 @@ def report(
     num_panoramas = len({panoramas[address.image_id] for address in addresses})
     print(
         f"{len(gallery)} sub-streets of {len({g.address.street for g in gallery})} streets "
-        f"({len(street_map.names)} on the map), {num_panoramas} panoramas, "
+        f"({num_streets} on the map), {num_panoramas} panoramas, "
         f"{num_ambiguous} photos of an ambiguous street, names masked in {num_masked} captions"
     )
     for split, numbers in splits.items():
@@ -51,12 +52,6 @@ def report(
         "ambiguous": num_ambiguous,
         "captions_masked": num_masked,
     }
-
-
-def format_reasons(dropped: Sequence[DroppedRecord]) -> str:
-    """Reasons with their counts, the most frequent first."""
-    counted = Counter(record.reason for record in dropped).most_common()
-    return ", ".join(f"{count} {reason}" for reason, count in counted) or "there is none"
 
 
 def print_examples(folder: Path) -> None:

@@ -35,6 +35,7 @@ class PhotoRecord:
         captured_at: ISO 8601, if known.
         source: Which reader found it.
         given_split: Split stated by the source, used with ``split: given``.
+        position_error_m: The camera's own estimate of its horizontal error, if it gave one.
     """
 
     image_id: str
@@ -46,6 +47,7 @@ class PhotoRecord:
     captured_at: str | None
     source: str
     given_split: str | None = None
+    position_error_m: float | None = None
 
 
 @dataclass(frozen=True)
@@ -233,6 +235,9 @@ def read_table(folder: Path, record_type: type) -> pa.Table:
             table = pq.read_table(part)
         except (OSError, pa.ArrowInvalid) as error:
             raise UserError(f"{part}: unreadable: {error}") from error
+        for field in schema:  # a folder of an earlier version lacks what was added since
+            if field.nullable and field.name not in table.column_names:
+                table = table.append_column(field, pa.nulls(len(table), field.type))
         if missing := set(schema.names) - set(table.column_names):
             raise UserError(
                 f"{part}: column(s) missing: {', '.join(sorted(missing))}; expected a {record_type.__name__}"

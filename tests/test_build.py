@@ -180,8 +180,8 @@ def test_finished_folder_is_left_alone_and_another_build_refused(
         ({"streets": "nowhere.osm.pbf"}, "streets: there is no file nowhere.osm.pbf; mend the path"),
         ({"image_root": "~/nowhere"}, "image_root: there is no folder /"),
         ({"photos_csv": "gone.csv"}, "photos_csv: there is no file gone.csv"),
-        ({"captioner": "blop"}, "captioner: 'blop'; allowed: constant, csv"),
-        ({"split": "random"}, "split: 'random'; allowed: fractions, given"),
+        ({"captioner": "blop"}, "captioner: 'blop'; allowed: constant, csv, annotation"),
+        ({"split": "random"}, "split: 'random'; allowed: fractions, given, blocked"),
         ({"max_distance_m": "0"}, "max_distance_m: 0.0; above 0"),
         ({"snap_m": "nan"}, "snap_m: nan; at least 0"),
         ({"num_dialogues": "0"}, "num_dialogues: 0; at least 1"),
@@ -292,8 +292,10 @@ def test_folder_of_photos_with_exif_and_geojson_streets(
     assert {sample.photo.source for sample in data.samples("train")} == {"exif"}
     assert len(data.samples("train")) + len(data.samples("test")) == 4
     assert "note:" not in capsys.readouterr().out
-    _build(monkeypatch, {**settings, "panorama_radius_m": "120"}, tmp_path / "chain")
+    _build(monkeypatch, {**settings, "panorama_radius_m": "160"}, tmp_path / "near")
     assert "note: no test photos: 1 panoramas" in capsys.readouterr().out
+    _build(monkeypatch, {**settings, "panorama_radius_m": "120"}, tmp_path / "walk")
+    assert len({s.photo.panorama_id for s in IALDataset(tmp_path / "walk").samples("train")}) == 2
 
 
 def test_generated_city_is_a_city_like_any_other(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

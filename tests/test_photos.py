@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from data_gen import photos as photos_module
+from data_gen import photo_check
 from data_gen.nearby import group_within
-from data_gen.photos import PhotoColumns, PhotoTable, group_panoramas, read_photo_csv, read_photo_folder
+from data_gen.photo_check import PhotoTable, read_file
+from data_gen.photos import PhotoColumns, group_panoramas, read_photo_folder, read_photo_table
 from llava_ial.errors import UserError
 from llava_ial.geo import GeoPoint
 from llava_ial.records import PhotoRecord
@@ -45,7 +46,7 @@ def test_every_bad_row_is_named_with_its_reason(tmp_path: Path) -> None:
         {"image_id": "j", "image_path": "photo001.jpg", "lat": "north", "lon": "9"},
         {"image_id": "k", "image_path": "../photo001.jpg", **HERE},
     ]
-    table = read_photo_csv(write_csv(tmp_path / "photos.csv", rows), tmp_path, PhotoColumns())
+    table = read_photo_table(write_csv(tmp_path / "photos.csv", rows), tmp_path, PhotoColumns())
     assert _reasons(table) == {
         "photo001": "duplicate_id",
         "a": "no_image",
@@ -69,27 +70,27 @@ def test_columns_by_other_names_and_positions_without_pixels(tmp_path: Path) -> 
     path = tmp_path / "table.csv"
     path.write_text("\ufefffile,y,x\nsomewhere/1.jpg,48.7,9.1\n,48.8,9.2\n", encoding="utf-8")
     columns = PhotoColumns(image_path="file", lat="y", lon="x")
-    table = read_photo_csv(path, tmp_path, columns, require_images=False)
+    table = read_photo_table(path, tmp_path, columns, require_images=False)
     assert [(p.image_id, p.lat) for p in table.photos] == [("somewhere/1.jpg", 48.7), ("(row without a name)", 48.8)]
-    assert _reasons(read_photo_csv(path, tmp_path, columns))["somewhere/1.jpg"] == "missing_file"
+    assert _reasons(read_photo_table(path, tmp_path, columns))["somewhere/1.jpg"] == "missing_file"
 
 
 def test_missing_column_names_those_that_are_there(tmp_path: Path) -> None:
     path = tmp_path / "table.csv"
     path.write_text("file,lat,lon\n")
     with pytest.raises(UserError, match="no column 'image_path'; it has: file, lat, lon"):
-        read_photo_csv(path, tmp_path, PhotoColumns())
+        read_photo_table(path, tmp_path, PhotoColumns())
     with pytest.raises(UserError, match="no column 'compass'"):
-        read_photo_csv(path, tmp_path, PhotoColumns(image_path="file", heading="compass"))
+        read_photo_table(path, tmp_path, PhotoColumns(image_path="file", heading="compass"))
     path.write_bytes(b"file,lat,lon\n\xff\xfe,1,2\n")
     with pytest.raises(UserError, match="not a readable UTF-8 CSV table"):
-        read_photo_csv(path, tmp_path, PhotoColumns(image_path="file"))
+        read_photo_table(path, tmp_path, PhotoColumns(image_path="file"))
 
 
 def test_decompression_bomb_is_dropped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     draw_photo(tmp_path / "photo001.jpg", 1)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
-    table = read_photo_csv(write_csv(tmp_path / "photos.csv", [photo_row(1, 0, 0)]), tmp_path, PhotoColumns())
+    table = read_photo_table(write_csv(tmp_path / "photos.csv", [photo_row(1, 0, 0)]), tmp_path, PhotoColumns())
     assert _reasons(table) == {"photo001": "too_large"}
 
 
@@ -98,9 +99,9 @@ def test_pool_of_processes_gives_the_same_table(tmp_path: Path, monkeypatch: pyt
         draw_photo(tmp_path / f"photo{number:03d}.jpg", number)
     (tmp_path / "photo003.jpg").write_text("no photo")
     path = write_csv(tmp_path / "photos.csv", [photo_row(number, 0, number) for number in range(7)])
-    alone = read_photo_csv(path, tmp_path, PhotoColumns())
-    monkeypatch.setattr(photos_module, "_POOL_FROM", 1)
-    assert read_photo_csv(path, tmp_path, PhotoColumns(), workers=2) == alone
+    alone = read_photo_table(path, tmp_path, PhotoColumns())
+    monkeypatch.setattr(photo_check, "_POOL_FROM", 1)
+    assert read_photo_table(path, tmp_path, PhotoColumns(), workers=2) == alone
     assert _reasons(alone) == {"photo003": "unreadable", "photo006": "missing_file"}
 
 
@@ -119,13 +120,14 @@ def test_folder_is_read_by_exif(tmp_path: Path) -> None:
         ("a.JPEG", 48.6, 45.0),
         ("b/one.jpg", 48.5, 45.0),
     ]
-    assert _reasons(table) == {"bad.jpg": "bad_position", "none.png": "no_position"}
+    assert _reasons(table) == {"bad.jpg": "bad_position", "none.png": "no_position", "notes.txt": "not_a_photo"}
 
 
 def test_real_exif_folder_is_used_or_counted(shared_data: Path) -> None:
     table = read_photo_folder(shared_data / "exif")
     assert len(table.photos) == 10
-    assert Counter(record.reason for record in table.dropped) == {"no_position": 12}
+    assert Counter(record.reason for record in table.dropped) == {"no_position": 12, "not_a_photo": 1}
+    assert len(table.photos) + len(table.dropped) == len(list((shared_data / "exif").iterdir()))
     assert len(read_photo_folder(shared_data / "lund").photos) == 29
 
 
@@ -162,11 +164,11 @@ def test_given_panoramas_stay() -> None:
 def test_a_machine_out_of_memory_is_no_damaged_photo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "photo.jpg"
     Image.new("RGB", (8, 8)).save(path)
-    assert photos_module._check_photo(path) is None
+    assert read_file(path).reason == ""
 
     def exhausted(_: object) -> None:
         raise MemoryError
 
     monkeypatch.setattr(Image, "open", exhausted)
     with pytest.raises(MemoryError):
-        photos_module._check_photo(path)
+        read_file(path)
