@@ -8,7 +8,7 @@ import pytest
 import shapely
 
 from data_gen import geocode
-from data_gen.geocode import nearest_streets
+from data_gen.geocode import nearest_streets, vote_streets
 from data_gen.streets import DEFAULT_HIGHWAYS, HIGHWAY_RANK, StreetMap, load_street_map
 from tests.grid_town import Line, grid_lines, write_streets
 
@@ -67,5 +67,26 @@ def test_real_positions_agree_with_their_published_street(shared_data: Path) -> 
     ]
     assert len(rows) == 1653
     assert np.mean(right) > 0.99
+    # What differs stands at a crossing: another street is almost as near.
+    margin_m = nearest_streets(xy_m, street_map, 50.0).margin_m
+    assert all(margin < 5.0 for margin, ok in zip(margin_m, right, strict=True) if not ok)
     with_photo = [ok for ok, row in zip(right, rows, strict=True) if row["file"]]
     assert (len(with_photo), all(with_photo)) == (18, True)
+
+
+def test_a_vote_helps_where_positions_err_by_more_than_a_street_is_wide(shared_data: Path) -> None:
+    """And it costs where they do not: exact positions keep their nearest street, the default."""
+    street_map = load_street_map(shared_data / "stuttgart" / "streets.geojson", list(HIGHWAY_RANK))
+    with (shared_data / "stuttgart" / "mapillary_positions.csv").open(encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if row["osm_street"] and float(row["lat"]) > 40]
+    xy_m = street_map.to_xy_m([float(row["lat"]) for row in rows], [float(row["lon"]) for row in rows])
+
+    def share_right(street: np.ndarray) -> float:
+        names = [street_map.names[index] for index in street]
+        return float(np.mean([name in row["osm_street"] for name, row in zip(names, rows, strict=True)]))
+
+    erring = xy_m + np.random.default_rng(0).normal(0.0, 10.0, xy_m.shape)
+    plain = share_right(nearest_streets(erring, street_map, 50.0, 5.0).street)
+    assert share_right(vote_streets(erring, street_map, 50.0, 5.0, 25.0).street) > plain + 0.02
+    exact = share_right(vote_streets(xy_m, street_map, 50.0, 5.0, 25.0).street)
+    assert exact < share_right(nearest_streets(xy_m, street_map, 50.0).street)
