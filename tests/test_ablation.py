@@ -1,0 +1,103 @@
+"""The comparison of methods as a command, and its tables."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from llava_ial.config import parse_config
+from llava_ial.errors import UserError
+from llava_ial.manifest import read_manifest
+from tests.tiny_world import build_tiny_base_clip, build_tiny_dataset
+from train import ablation
+from train.ablation import LOSSES, AblationSettings
+from train.ablation_tables import MethodResult, format_tables
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def result(name: str, hits_of_seed: dict[int, list[bool]], **costs: float) -> MethodResult:
+    found = MethodResult(name)
+    for seed, hits in hits_of_seed.items():
+        share = sum(hits) / len(hits)
+        metrics = {"num_photos": len(hits), "SSA@1": share, "SSA@5": 1.0, "SA@1": share, "SA@5": 1.0}
+        found.add(seed, metrics, {f"p{i}": [1 if hit else 3, 1] for i, hit in enumerate(hits)}, **costs)
+    return found
+
+
+def test_the_tables_show_means_spread_published_figures_and_the_paired_test():
+    faithful = result("AddressCLIP", {1: [True] * 10 + [False] * 10, 2: [True] * 12 + [False] * 8}, seconds=10.0)
+    other = result("CLIP + address", {1: [True] * 6 + [False] * 14}, seconds=8.0, peak_bytes=2e6)
+    searched = result("retrieval of training photos", {1: [True] * 20}, gallery_bytes=5e5, query_milliseconds=0.25)
+    text = format_tables([faithful, other, searched], {f"p{i}": str(i) for i in range(20)})
+    lines = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("| ")}
+    methods = text.split("## Losses")[0]
+    assert "| AddressCLIP | 2 | 55.00 ± 7.07 | 100.00 ± 0.00 |" in methods
+    assert "| CLIP + address | 1 | 30.00 |" in methods
+    assert "-25.00 [" in methods
+    assert "77.66 / 93.28 / 80.86 / 94.17" in methods
+    assert "83.66 / 96.32 / 85.76 / 96.85" in methods
+    assert lines["retrieval of training photos"].endswith("| 0.500 | 0.250 |")
+    assert "| CLIP + address | 8.0 | 2 |" in text
+
+
+def arguments(*given: str) -> list[str]:
+    return ["--data=a", "--base=b", "--output=c", *given]
+
+
+def test_the_config_of_the_toy_city_is_read_and_possible():
+    path = ROOT / "train" / "configs" / "ablation_toy.yaml"
+    (settings,) = parse_config(AblationSettings, description="", argv=[f"--config={path}", *arguments()])
+    settings.refuse_impossible()
+    assert set(LOSSES) < set(settings.methods)
+    assert "--num_epochs" in settings.stage1_options
+
+
+@pytest.mark.parametrize(
+    ("given", "why"),
+    [
+        (["--methods", "CLAP"], "--methods CLAP: allowed: zero-shot CLIP"),
+        (["--methods", "retrieval of training photos"], "add that too"),
+        (["--variants", "--positives=multi"], "NAME: --option"),
+    ],
+)
+def test_mistakes_are_named(given: list[str], why: str):
+    settings = AblationSettings(Path(), "", Path())
+    setattr(settings, given[0].removeprefix("--"), given[1:])
+    with pytest.raises(UserError, match=why):
+        settings.refuse_impossible()
+
+
+@pytest.mark.slow
+def test_methods_are_run_once_each_and_measured_alike(tmp_path: Path, monkeypatch, capsys):
+    build_tiny_dataset(tmp_path / "data")
+    base = build_tiny_base_clip(tmp_path / "base", tmp_path / "data")
+    config = tmp_path / "ablation.yaml"
+    config.write_text(
+        "seeds: [3]\neval_split: train\n"
+        "methods: [zero-shot CLIP, AddressCLIP, CLIP + CoOp, retrieval of training photos]\n"
+        "variants: ['multi: --positives=multi']\n"
+        "stage1_options: --cpu=true --num_workers=0 --num_epochs=20 --batch_size=8 --learning_rate=3e-3\n"
+        "prompt_options: --cpu=true --num_workers=0 --num_epochs=1\n"
+    )
+    output = tmp_path / "out"
+    given = [f"--config={config}", f"--data={tmp_path / 'data'}", f"--base={base}", f"--output={output}"]
+    monkeypatch.setattr("sys.argv", ["ablation.py", *given])
+    ablation.main()
+    read_manifest(output, "ablation")
+    names = {path.stem for path in (output / "results").iterdir()}
+    assert names == {"zero_shot_clip", "addressclip", "clip_coop", "retrieval_of_training_photos", "multi"}
+    tuned = json.loads((output / "results" / "addressclip.json").read_text())
+    stored = json.loads((output / "runs" / "addressclip-3" / "manifest.json").read_text())
+    assert set(tuned["metrics"]["3"]) <= set(stored["config"]) | {"num_photos", "SSA@1", "SSA@5", "SA@1", "SA@5"}
+    assert tuned["costs"]["3"]["seconds"] > 0 < tuned["costs"]["3"]["peak_bytes"]
+    found = json.loads((output / "results" / "retrieval_of_training_photos.json").read_text())
+    assert found["metrics"]["3"]["SSA@1"] == 1  # the training photos find themselves
+    assert found["costs"]["3"]["gallery_bytes"] == 8 * (32 * 4 + 8)
+    assert "## Losses" in capsys.readouterr().out
+    (output / "manifest.json").rename(output / "building.json")
+    (output / "results" / "multi.json").unlink()
+    monkeypatch.setattr(ablation.Ablation, "_rank", lambda *_: pytest.fail("a finished method ran again"))
+    with pytest.raises(pytest.fail.Exception, match="ran again"):  # of "multi" alone: it reaches its ranking
+        ablation.main()
+    assert (output / "results" / "addressclip.json").exists()
