@@ -37,21 +37,21 @@ def distance_correlation(features: torch.Tensor, xy_m: torch.Tensor) -> float:
         -1 to 1; 0 where all pairs are equally far apart.
     """
     apart_m = (xy_m[:, None] - xy_m[None, :]).double().norm(dim=-1)
-    ranks = [_ranks(_pairs(distance)) for distance in (1 - features @ features.T, apart_m)]
+    ranks = [mid_ranks(_pairs(distance)) for distance in (1 - features @ features.T, apart_m)]
     one, other = (rank - rank.mean() for rank in ranks)
     size = one.norm() * other.norm()
     return float(one @ other / size) if size > 0 else 0.0
+
+
+def mid_ranks(values: torch.Tensor) -> torch.Tensor:
+    """Place of each value, ties at the middle of theirs."""
+    found = torch.unique(values, return_inverse=True, return_counts=True)  # type: ignore[no-untyped-call]
+    place, counts = found[1], found[2]
+    middle: torch.Tensor = counts.cumsum(0).double() - (counts.double() - 1) / 2
+    return middle[place]
 
 
 def _pairs(matrix: torch.Tensor) -> torch.Tensor:
     """Values above the diagonal."""
     first, second = torch.triu_indices(len(matrix), len(matrix), offset=1, device=matrix.device)
     return matrix[first, second]
-
-
-def _ranks(values: torch.Tensor) -> torch.Tensor:
-    """Place of each value, ties at the middle of theirs."""
-    found = torch.unique(values, return_inverse=True, return_counts=True)  # type: ignore[no-untyped-call]
-    place, counts = found[1], found[2]
-    middle: torch.Tensor = counts.cumsum(0).double() - (counts.double() - 1) / 2
-    return middle[place]
