@@ -17,8 +17,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tqdm import tqdm
-
 from data_gen.addressing import (
     Located,
     drop_misplaced,
@@ -29,7 +27,7 @@ from data_gen.addressing import (
 )
 from data_gen.annotations import import_addresses, parse_sources
 from data_gen.caption import LeakMask, caption_photos, read_captions
-from data_gen.converse import DialogueSettings, converse
+from data_gen.conversations import write_conversations
 from data_gen.gallery import City
 from data_gen.photo_check import PhotoTable, format_reasons
 from data_gen.photo_folders import read_mapillary, read_named_photos, read_pitts250k
@@ -38,14 +36,12 @@ from data_gen.settings import BuildSettings, RunOptions
 from data_gen.streets import StreetMap, load_city_name, load_street_map
 from data_gen.summary import print_examples, report
 from llava_ial.config import parse_config, save_config
-from llava_ial.conversation import to_llava_json
 from llava_ial.data.dataset import KIND
 from llava_ial.errors import UserError, run_command
 from llava_ial.manifest import FolderState, claim_folder, publish_manifest, write_json
 from llava_ial.records import (
     AddressRecord,
     CaptionRecord,
-    ConversationRecord,
     DroppedRecord,
     GalleryRecord,
     PhotoRecord,
@@ -54,7 +50,6 @@ from llava_ial.records import (
     write_part,
     write_records,
 )
-from llava_ial.splits import SPLIT_NAMES
 
 RecordT = TypeVar("RecordT")
 
@@ -115,7 +110,7 @@ def _write_tables(settings: BuildSettings, options: RunOptions, folder: Path) ->
         lambda: _make_captions(settings, photos, addresses, gallery, street_map, city),
     )
     dropped = read_records(folder / "dropped", DroppedRecord)
-    numbers = _write_conversations(settings, photos, addresses, gallery, folder)
+    numbers = write_conversations(settings, options.workers, photos, addresses, gallery, folder)
     write_json(folder / "leakage.json", leakage_facts(photos, addresses, dropped))
     num_streets = len(street_map.names) if street_map else len({record.address.street for record in gallery})
     return report(photos, addresses, captions, gallery, dropped, numbers, num_streets)
@@ -196,39 +191,6 @@ def _make_captions(
     if settings.captioner == "csv" and settings.captions_file is not None:
         captions = read_captions(settings.captions_file, image_ids, settings.image_id_column, settings.caption_column)
     return caption_photos(image_ids, captions, settings.caption, LeakMask(sorted(names), areas), captioner)
-
-
-def _write_conversations(
-    settings: BuildSettings,
-    photos: Sequence[PhotoRecord],
-    addresses: Sequence[AddressRecord],
-    gallery: Sequence[GalleryRecord],
-    folder: Path,
-) -> dict[str, dict[str, int]]:
-    """Tables and LLaVA JSON of every split that has photos; gives the numbers of photos, dialogues and questions."""
-    path_of = {photo.image_id: photo.image_path for photo in photos}
-    streets = sorted({record.address.street for record in gallery})
-    dialogue_settings = DialogueSettings(settings.num_dialogues, settings.seed)
-    numbers = {}
-    for split in SPLIT_NAMES:
-        rows = [address for address in addresses if address.split == split]
-        if not rows:
-            continue
-        dialogues: list[ConversationRecord] = []
-        for row in tqdm(rows, desc=f"writing dialogues ({split})", unit="photo", disable=None):
-            dialogues += converse(
-                row.image_id, path_of[row.image_id], row.sub_street_id, split, row.address, streets, dialogue_settings
-            )
-        write_records(folder / "conversations" / split, dialogues, ConversationRecord)
-        (folder / "llava").mkdir(exist_ok=True)
-        entries = [to_llava_json(d.conversation_id, d.image_path, d.messages) for d in dialogues]
-        write_json(folder / "llava" / f"{split}.json", entries)
-        numbers[split] = {
-            "photos": len(rows),
-            "dialogues": len(dialogues),
-            "questions": sum(len(dialogue.tasks) for dialogue in dialogues),
-        }
-    return numbers
 
 
 def _write_dropped(folder: Path, dropped: Sequence[DroppedRecord], index: int) -> None:

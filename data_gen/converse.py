@@ -7,7 +7,7 @@ earlier turn of its dialogue already holds is marked: an evaluation may leave it
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llava_ial.address import Address
 from llava_ial.conversation import Message, user_question, validate_messages
@@ -26,7 +26,7 @@ from llava_ial.prompts import (
 from llava_ial.records import ConversationRecord
 
 # What an answer tells, and what a question asks for.
-_TELLS = {
+TELLS = {
     WHERE: {STREET, BETWEEN, NEIGHBOURHOOD, CITY},
     STREET: {STREET},
     BETWEEN: {BETWEEN},
@@ -42,6 +42,29 @@ class DialogueSettings:
 
     num_dialogues: int = 2
     seed: int = 0
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A question with its answer.
+
+    Attributes:
+        tells: Facts that stand in the answer.
+        needs: Facts that the answer can be read from.
+        asked: The street that a yes/no question names.
+    """
+
+    task: str
+    question: str
+    answer: str
+    question_id: str
+    tells: frozenset[str]
+    needs: frozenset[str]
+    asked: str = ""
+
+    def with_question(self, question: str) -> "Turn":
+        """The same in other words."""
+        return replace(self, question=question)
 
 
 @dataclass(frozen=True)
@@ -69,38 +92,61 @@ def converse(
         streets: Sorted distinct streets of the gallery: the wrong streets of yes/no questions are among them.
         settings: How many dialogues, and the seed.
     """
-    known = _known_facts(address)
+    known = known_facts(address)
     count: Counter[str] = Counter()
     for number, questions in enumerate(_dialogues(image_id, address, streets, known, settings)):
-        messages: list[Message] = []
-        ids: list[str] = []
-        given: list[bool] = []
-        told: set[str] = set()
+        turns = []
         for question in questions:
-            text = _word(question, image_id, split, count[question.task], settings.seed)
-            answer = format_answer(question.task, address, asked=question.asked)
-            messages += [user_question(text) if not messages else Message("user", text), Message("assistant", answer)]
-            ids.append(f"{image_id}/{question.task}/{count[question.task]}")
-            count[question.task] += 1
-            given.append(_TELLS[question.task] & known <= told)
-            if question.task != YES_NO or question.asked == address.street:
-                told |= _TELLS[question.task]
-        name = f"{image_id}/{number}"
-        validate_messages(messages, name)
-        yield ConversationRecord(
-            conversation_id=name,
-            image_id=image_id,
-            image_path=image_path,
-            sub_street_id=sub_street_id,
-            split=split,
-            messages=messages,
-            question_ids=ids,
-            tasks=[question.task for question in questions],
-            is_given_away=given,
-        )
+            task, asked = question.task, question.asked
+            tells = TELLS[task] if task != YES_NO or asked == address.street else set()
+            turns.append(
+                Turn(
+                    task,
+                    _word(question, image_id, split, count[task], settings.seed),
+                    format_answer(task, address, asked=asked),
+                    f"{image_id}/{task}/{count[task]}",
+                    frozenset(tells),
+                    frozenset(TELLS[task]),
+                    asked,
+                )
+            )
+            count[task] += 1
+        yield assemble(f"{image_id}/{number}", image_id, image_path, sub_street_id, split, turns, known)
 
 
-def _known_facts(address: Address) -> set[str]:
+def assemble(
+    name: str,
+    image_id: str,
+    image_path: str,
+    sub_street_id: str,
+    split: str,
+    turns: Sequence[Turn],
+    known: set[str],
+) -> ConversationRecord:
+    """A dialogue of these turns, each marked if those before it hold its answer, as far as the address is known."""
+    messages: list[Message] = []
+    given: list[bool] = []
+    told: set[str] = set()
+    for turn in turns:
+        question = Message("user", turn.question) if messages else user_question(turn.question)
+        messages += [question, Message("assistant", turn.answer)]
+        given.append(turn.needs & known <= told)
+        told |= turn.tells
+    validate_messages(messages, name)
+    return ConversationRecord(
+        conversation_id=name,
+        image_id=image_id,
+        image_path=image_path,
+        sub_street_id=sub_street_id,
+        split=split,
+        messages=messages,
+        question_ids=[turn.question_id for turn in turns],
+        tasks=[turn.task for turn in turns],
+        is_given_away=given,
+    )
+
+
+def known_facts(address: Address) -> set[str]:
     """What the address says, by the task that asks for it."""
     facts = {STREET}
     # A street that goes on in another neighbourhood is its own border there: no one asks for it.

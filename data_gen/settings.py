@@ -16,6 +16,7 @@ from llava_ial.manifest import file_hash
 
 CAPTIONERS = ("constant", "csv", "annotation")
 SPLITTERS = ("fractions", "given", "blocked")
+QUESTIONS = ("measured", "all")
 SOURCES = ("table", "exif", "vpr", "pitts250k", "mapillary")
 
 
@@ -128,7 +129,20 @@ class BuildSettings:
     buffer_m: float = field(default=50.0, metadata=_help("'split: blocked' keeps train this far from val and test"))
     val_fraction: float = field(default=0.1, metadata=_help("share of the panoramas"))
     test_fraction: float = field(default=0.1, metadata=_help("share of the panoramas"))
-    num_dialogues: int = field(default=2, metadata=_help("dialogues for each photo"))
+    num_dialogues: int = field(default=2, metadata=_help("dialogues for each photo; the most where questions is all"))
+    questions: str = field(
+        default="measured",
+        metadata=_help(
+            "measured (the kinds that an evaluation scores) or all (choices, candidates, surroundings, certainty and "
+            "follow-ups too; half of each kind opens a dialogue)"
+        ),
+    )
+    negatives: Path | None = field(
+        default=None, metadata=_help("folder of photos of elsewhere: asked for their address, the answer is a refusal")
+    )
+    max_photos_per_sub_street: int = field(
+        default=0, metadata=_help("training photos of one sub-street that are talked about; 0: all")
+    )
     seed: int = field(default=0, metadata=_help("another number, another draw of splits, wordings and wrong streets"))
 
     def __post_init__(self) -> None:
@@ -144,12 +158,15 @@ class BuildSettings:
         """
         for name in _PATHS:
             path = getattr(self, name)
-            is_there = path is None or (path.is_dir() if name == "image_root" else path.is_file())
+            is_there = path is None or (path.is_dir() if name in _FOLDERS else path.is_file())
             if not is_there:
-                kind = "folder" if name == "image_root" else "file"
+                kind = "folder" if name in _FOLDERS else "file"
                 raise UserError(f"{name}: there is no {kind} {path}; mend the path (it starts at {Path.cwd()})")
         _check_choice("captioner", self.captioner, CAPTIONERS)
         _check_choice("split", self.split, SPLITTERS)
+        _check_choice("questions", self.questions, QUESTIONS)
+        if self.max_photos_per_sub_street < 0:
+            raise UserError(f"max_photos_per_sub_street: {self.max_photos_per_sub_street}; at least 0")
         self._check_source()
         for name in _LENGTHS:
             if not getattr(self, name) >= 0:
@@ -224,19 +241,25 @@ class BuildSettings:
     def identity(self) -> dict[str, Any]:
         """The settings and the content of the inputs, as JSON values: equal for two builds of equal files."""
         settings = {k: str(v) if isinstance(v, Path) else v for k, v in dataclasses.asdict(self).items()}
-        files = {name: getattr(self, name) for name in _PATHS if name != "image_root"}
+        files = {name: getattr(self, name) for name in _PATHS if name not in _FOLDERS}
         inputs = {name: file_hash(path) for name, path in files.items() if path is not None}
         for split, path in parse_sources(self.annotations):
             inputs[f"annotations_{split}_{path.name}"] = file_hash(path)
         if self.photo_source != "table":
-            photos = list_files(self.image_root)
-            listing = "\n".join(f"{p.relative_to(self.image_root).as_posix()} {p.stat().st_size}" for p in photos)
-            inputs["image_root"] = hashlib.sha256(listing.encode()).hexdigest()
+            inputs["image_root"] = _listing_hash(self.image_root)
+        if self.negatives is not None:
+            inputs["negatives"] = _listing_hash(self.negatives)
         return {**settings, "inputs": inputs}
 
 
 _LENGTHS = ("panorama_radius_m", "ambiguous_margin_m", "vote_radius_m", "min_piece_m", "snap_m", "buffer_m")
-_PATHS = ("image_root", "streets", "photos_csv", "neighbourhoods", "captions_csv")
+_FOLDERS = ("image_root", "negatives")
+_PATHS = (*_FOLDERS, "streets", "photos_csv", "neighbourhoods", "captions_csv")
+
+
+def _listing_hash(folder: Path) -> str:
+    listing = "\n".join(f"{p.relative_to(folder).as_posix()} {p.stat().st_size}" for p in list_files(folder))
+    return hashlib.sha256(listing.encode()).hexdigest()
 
 
 def _check_choice(name: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -19,7 +19,7 @@ def report(
     captions: Sequence[CaptionRecord],
     gallery: Sequence[GalleryRecord],
     dropped: Sequence[DroppedRecord],
-    splits: dict[str, dict[str, int]],
+    splits: dict[str, dict[str, Any]],
     num_streets: int,
 ) -> dict[str, Any]:
     """Prints what each step kept and dropped; gives the same as counts for the manifest."""
@@ -43,7 +43,7 @@ def report(
         f"{num_ambiguous} photos of an ambiguous street, names masked in {num_masked} captions"
     )
     for split, numbers in splits.items():
-        print(f"{split:<12}" + ", ".join(f"{count} {name}" for name, count in numbers.items()))
+        print(f"{split:<12}" + ", ".join(f"{count} {name}" for name, count in numbers.items() if name != "kinds"))
     return {
         "steps": steps,
         "splits": splits,

@@ -20,10 +20,13 @@ from llava_ial.config import load_yaml
 from llava_ial.conversation import from_llava_json
 from llava_ial.data.dataset import KIND, IALDataset
 from llava_ial.errors import run_command
+from llava_ial.evaluation.questions import load_questions
 from llava_ial.manifest import read_manifest
+from llava_ial.prompts import TASKS
 from llava_ial.records import DroppedRecord, read_records
 from llava_ial.splits import check_leakage
-from tests.grid_town import COLUMNS, grid_lines, photo_row, write_csv, write_streets, write_town
+from llava_ial.wider_prompts import WIDER_TASKS
+from tests.grid_town import COLUMNS, draw_photo, grid_lines, photo_row, write_csv, write_streets, write_town
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -331,3 +334,46 @@ def test_real_demo_configuration(monkeypatch: pytest.MonkeyPatch, shared_data: P
     found = [sample for split in ("train", "test") for sample in data.samples(split)]
     assert all(sample.address.address.street == truth[sample.photo.image_id] for sample in found)
     assert len(data.samples("test")) >= 3
+
+
+def test_every_kind_of_question_and_refusals(
+    monkeypatch: pytest.MonkeyPatch, town: dict[str, str], tmp_path: Path
+) -> None:
+    for number in range(30):
+        draw_photo(tmp_path / "elsewhere" / f"{number}.jpg", 500 + number)
+    (tmp_path / "elsewhere" / "broken.jpg").write_text("no photo")
+    settings = {**town, "questions": "all", "num_dialogues": "9", "negatives": str(tmp_path / "elsewhere")}
+    _build(monkeypatch, {**settings, "max_photos_per_sub_street": "1"}, tmp_path / "data")
+    data = IALDataset(tmp_path / "data")
+    numbers = data.manifest["counts"]["splits"]
+    assert numbers["train"]["kinds"]["elsewhere"]["asked"] + numbers["test"]["kinds"]["elsewhere"]["asked"] == 30
+    assert set(numbers["train"]["kinds"]) == {*TASKS, *WIDER_TASKS}
+    for split in ("train", "test"):
+        dialogues = data.conversations(split)
+        assert all(data.image_file(dialogue.image_path).is_file() for dialogue in dialogues)
+        questions = load_questions(data, split)
+        assert {question.task for question in questions.asked} <= set(TASKS)
+        assert questions.num_other_tasks > 0
+    talked_about = {d.image_id for d in data.conversations("train") if d.sub_street_id}
+    classes = {s.address.sub_street_id for s in data.samples("train")}
+    assert len(talked_about) == len(classes)
+
+
+def test_misplaced_photos_and_a_split_by_area(
+    monkeypatch: pytest.MonkeyPatch, town: dict[str, str], tmp_path: Path
+) -> None:
+    path = Path(town["photos_csv"])
+    with path.open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    rows[0]["lat"], rows[0]["lon"] = rows[0]["lon"], rows[0]["lat"]
+    (tmp_path / "town" / "photos" / "photo001.jpg").write_bytes(
+        (tmp_path / "town" / "photos" / "photo002.jpg").read_bytes()
+    )
+    write_csv(path, rows, COLUMNS)
+    settings = {**town, "split": "blocked", "block_m": "150", "buffer_m": "60"}
+    _build(monkeypatch, settings, tmp_path / "data")
+    steps = IALDataset(tmp_path / "data").manifest["counts"]["steps"]
+    assert steps["photos"]["dropped"] == {"duplicate_content": 1, "no_image": 1, "swapped_lat_lon": 1}
+    leakage = json.loads((tmp_path / "data" / "leakage.json").read_text())
+    assert leakage["duplicate_photos_dropped"] == 1
+    assert min(leakage["nearest_train_m"].values()) > 60

@@ -1,6 +1,7 @@
 """Scores of single answers, and intervals and tests that know of panoramas."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -127,3 +128,14 @@ def test_the_smallest_visible_difference_is_found_in_four_cases_of_five() -> Non
     effect = smallest_visible_difference(error)
     draws = generator.normal(effect, error, 20_000)
     assert (np.abs(draws) > 1.96 * error).mean() == pytest.approx(0.8, abs=0.01)
+
+
+def test_a_choice_is_scored_by_its_letter_and_talk_is_not_scored() -> None:
+    truth = TRUTHS["a"]
+    asked = prediction(7, "a", "choice", "")
+    asked = replace(asked, question="Which one?\nA) Ash Street\nB) Oak Street", expected="B) Oak Street")
+    for answer, right in (("B) Oak Street", 1.0), ("B", 1.0), ("A) Ash Street", 0.0), ("perhaps", 0.0)):
+        scores = score_answer(replace(asked, answer=answer), truth, GAZETTEER).scores
+        assert scores["choice_question_accuracy"] == right
+        assert scores["unparsed_rate"] == (answer == "perhaps")
+    assert score_answer(replace(asked, task="nearby", answer="Nearby is A."), truth, GAZETTEER).scores == {}

@@ -26,13 +26,14 @@ import numpy as np
 
 from llava_ial.address import Address
 from llava_ial.evaluation.places import Places
-from llava_ial.evaluation.reading import is_refusal, read_verdict
+from llava_ial.evaluation.reading import is_refusal, read_choice, read_options, read_verdict
 from llava_ial.evaluation.statistics import Rate, clustered_rate, smallest_visible_difference, standard_error
 from llava_ial.gazetteer import Gazetteer, Match
 from llava_ial.geo import GeoPoint
 from llava_ial.place_names import plain_key
 from llava_ial.prompts import BETWEEN, CITY, NEIGHBOURHOOD, STREET, WHERE, YES_NO, parse_answer
 from llava_ial.records import PredictionRecord
+from llava_ial.wider_prompts import CHOICE, WIDER_TASKS
 
 ERROR, LENGTH = "error", "length"
 NEAR_M = (50, 100, 200)
@@ -158,7 +159,7 @@ def score_answer(
     """What one answer contributes to which metric.
 
     Raises:
-        ValueError: The task is not one of ``llava_ial.prompts.TASKS``.
+        ValueError: The task is of no known kind.
     """
     text, address = prediction.answer, truth.address
     match = gazetteer.match(text)
@@ -174,6 +175,12 @@ def score_answer(
         said = named_area(prediction, match)
         wanted = address.neighbourhood if prediction.task == NEIGHBOURHOOD else address.city
         is_right, is_read = plain_key(said) == plain_key(wanted), bool(said)
+    elif prediction.task == CHOICE:
+        options = read_options(prediction.question)
+        chosen = read_choice(text, options)
+        is_right, is_read = chosen == read_choice(prediction.expected, options), chosen is not None
+    elif prediction.task in WIDER_TASKS:  # asked on the way to another question, never scored
+        return ScoredAnswer(prediction, truth, match, {})
     else:
         raise ValueError(f"question {prediction.question_id}: unknown task '{prediction.task}'")
     scores = {f"{prediction.task}_question_accuracy": is_right, "unparsed_rate": not is_read}

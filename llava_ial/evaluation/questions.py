@@ -10,6 +10,7 @@ from llava_ial.data.dataset import IALDataset
 from llava_ial.errors import UserError
 from llava_ial.prompts import TASKS
 from llava_ial.records import ConversationRecord
+from llava_ial.wider_prompts import CHOICE, WIDER_TASKS
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,8 @@ def load_questions(dataset: IALDataset, split: str, tasks: Sequence[str] = TASKS
     Raises:
         UserError: A kind of question that is unknown, or nothing to ask.
     """
-    if unknown := set(tasks) - set(TASKS):
-        raise UserError(f"--tasks: unknown kind of question '{min(unknown)}'; allowed: {', '.join(TASKS)}")
+    if unknown := set(tasks) - {*TASKS, CHOICE}:
+        raise UserError(f"--tasks: unknown kind of question '{min(unknown)}'; allowed: {', '.join((*TASKS, CHOICE))}")
     asked: list[Question] = []
     dialogues: list[list[Question]] = []
     given_away: set[str] = set()
@@ -93,7 +94,7 @@ def _turns(record: ConversationRecord, dataset: IALDataset) -> list[Question]:
     """The questions of a dialogue, each as if it stood alone."""
     turns = []
     for position, (question_id, task) in enumerate(zip(record.question_ids, record.tasks, strict=True)):
-        if task not in TASKS:
+        if task not in TASKS and task not in WIDER_TASKS:
             raise UserError(f"{dataset.folder}: question {question_id} is of the unknown kind '{task}'")
         question, answer = record.messages[2 * position : 2 * position + 2]
         text = question.content.replace(IMAGE_TOKEN, "").strip()

@@ -24,6 +24,7 @@ RATE_LABELS = {
     "neighbourhood_question_accuracy": '"which neighbourhood" right',
     "city_question_accuracy": '"which city" right',
     "yes_no_question_accuracy": '"is this ..." right',
+    "choice_question_accuracy": "the right one of four",
     "yes_no_balanced_accuracy": "  mean of yes and no",
     "yes_recall": "  of those to be answered yes",
     "no_recall": "  of those to be answered no",
