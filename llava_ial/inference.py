@@ -133,6 +133,22 @@ class AddressPredictor:
         """The likeliest addresses of a photo, best first."""
         return self.locate_batch([photo], top_k)[0]
 
+    def locate_among(self, photo: Photo, texts: Sequence[str]) -> list[tuple[str, float]]:
+        """The likeliest of any texts, best first, with probabilities among them.
+
+        The texts may be streets, neighbourhoods or descriptions in anybody's words; they need not be in the gallery.
+        The temperature of a calibration was fitted on the gallery's addresses.
+
+        Raises:
+            UserError: No texts, or the photo cannot be read.
+        """
+        if not texts:
+            raise UserError("texts: none to choose from; give at least one")
+        encoder = self._encoder
+        candidates = encoder.model.embed_texts(texts, encoder.tokenizer)
+        probabilities = self.to_probabilities((self._photo_features([photo]) @ candidates.T).cpu())[0].tolist()
+        return sorted(zip(texts, probabilities, strict=True), key=lambda pair: -pair[1])
+
     def locate_batch(self, photos: Sequence[Photo], top_k: int = 5) -> list[list[Candidate]]:
         """``locate`` for several photos at once."""
         return [self.rank(row, top_k) for row in self.probabilities(photos)]
@@ -171,9 +187,14 @@ class AddressPredictor:
         Raises:
             UserError: A photo cannot be read.
         """
+        return (self._photo_features(photos) @ self._encoder.gallery_embeddings.T).cpu()
+
+    @torch.no_grad()
+    def _photo_features(self, photos: Sequence[Photo]) -> torch.Tensor:
+        """``(N, D)`` float32 of length one."""
         encoder = self._encoder
         pixels = _pixels(photos, encoder.image_processor).to(encoder.gallery_embeddings.device)
-        return (encoder.model.encode_images(pixels).float() @ encoder.gallery_embeddings.T).cpu()
+        return encoder.model.encode_images(pixels).float()
 
     @torch.no_grad()
     def text_cosines(self, texts: Sequence[str]) -> torch.Tensor:

@@ -252,3 +252,17 @@ def test_several_photos_of_one_place_vote_on_every_word(predictor, dataset) -> N
 def test_texts_are_compared_with_the_addresses(predictor) -> None:
     cosines = predictor.text_cosines([record.verbose for record in predictor.gallery])
     assert torch.allclose(cosines.diagonal(), torch.ones(len(predictor.gallery)), atol=1e-5)
+
+
+def test_any_texts_can_be_candidates_and_the_gallerys_own_give_the_same_shares(tiny_folders) -> None:
+    predictor = AddressPredictor.from_pretrained(tiny_folders.clip)
+    dataset = IALDataset(tiny_folders.data)
+    photo = dataset.image_file(dataset.samples("train")[0].photo.image_path)
+    among = predictor.locate_among(photo, [record.verbose for record in predictor.gallery])
+    expected = predictor.probabilities([photo])[0].sort(descending=True)
+    assert [text for text, _ in among] == [predictor.gallery[i].verbose for i in expected.indices.tolist()]
+    assert [share for _, share in among] == pytest.approx(expected.values.tolist(), abs=1e-5)
+    streets = predictor.locate_among(photo, ["Amber Street", "somewhere in Birch Avenue"])
+    assert sum(share for _, share in streets) == pytest.approx(1)
+    with pytest.raises(UserError, match="none to choose from"):
+        predictor.locate_among(photo, [])

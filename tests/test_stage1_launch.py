@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from llava_ial.config import parse_config
+from llava_ial.errors import UserError
 from llava_ial.training.clip_settings import ClipSettings
 from tests.tiny_world import TinyWorld, build_tiny_base_clip, build_tiny_dataset
 
@@ -55,7 +57,10 @@ def places(world: Path, output: Path) -> list[str]:
     return [f"--data={world / 'data'}", f"--base={world / 'base'}", f"--output={output}"]
 
 
-@pytest.mark.parametrize("config", ["stage1_demo.yaml", "pitts_ial.yaml"])
+@pytest.mark.parametrize(
+    "config",
+    ["stage1_demo.yaml", "pitts_ial.yaml", "pitts_ial_l14_336.yaml", "sf_ial_base.yaml", "sf_ial_large.yaml"],
+)
 def test_every_config_is_read_and_possible(config: str):
     arguments = ["--config", str(ROOT / "train" / "configs" / config), "--data", "a", "--base", "b", "--output", "c"]
     (settings,) = parse_config(ClipSettings, description="", argv=arguments)
@@ -71,6 +76,24 @@ def test_the_published_setting_is_the_papers():
     assert vars(settings.loss_weights) == weights
     assert (settings.geography_reading, settings.chunk_size) == ("stated", 0)
     assert (settings.positives, settings.weight_decay, settings.augmentation) == ("paper", 0.0, None)
+
+
+def test_the_paper_can_be_had_over_any_config():
+    given = [
+        "--data=a",
+        "--base=b",
+        "--output=c",
+        "--positives=multi",
+        "--ema_decay=0.9",
+        "--learning_rate=1",
+        "--seed=4",
+    ]
+    (settings,) = parse_config(ClipSettings, description="", argv=[*given, "--preset=paper"])
+    (plain,) = parse_config(ClipSettings, description="", argv=["--data=a", "--base=b", "--output=c", "--seed=4"])
+    assert settings.with_preset().identity() == plain.identity()
+    assert plain.with_preset() is plain
+    with pytest.raises(UserError, match="--preset some: allowed: none, paper"):
+        replace(plain, preset="some").with_preset()
 
 
 @pytest.mark.parametrize(

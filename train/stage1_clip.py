@@ -56,7 +56,8 @@ from llava_ial.training.train_log import TrainLog
 
 def main() -> None:
     """Reads the settings, checks everything, trains."""
-    (settings,) = parse_config(ClipSettings, description=__doc__ or "")
+    (given,) = parse_config(ClipSettings, description=__doc__ or "")
+    settings = given.with_preset()
     settings.refuse_impossible()
     accelerator = start_processes(settings)
     distributed.refuse_wrong_world_size(settings.num_processes, accelerator.num_processes)

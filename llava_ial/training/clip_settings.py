@@ -1,6 +1,6 @@
 """Options of stage 1: the dataclass that a YAML file and the command line fill."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,20 @@ from llava_ial.models.losses import GEOGRAPHY_READINGS, POSITIVES, LossWeights
 from llava_ial.splits import SPLIT_NAMES
 from llava_ial.training.optim import RateFactors
 
+# As published (arXiv 2407.08156, section 5.1); Adam is AdamW without decay.
+PAPER: dict[str, Any] = {
+    "num_epochs": 100, "batch_size": 256, "learning_rate": 2.4e-5, "final_learning_rate": 2.4e-8, "weight_decay": 0.0,
+    "warmup_steps": 0, "address_weight": 1.0, "caption_weight": 0.2, "geography_weight": 0.8, "street_weight": 0.0,
+    "neighbourhood_weight": 0.0, "positives": "paper", "geography_reading": "stated", "max_per_address": 0,
+    "image_rate_factor": 1.0, "text_rate_factor": 1.0, "layer_decay": 1.0, "image_tower": TUNED, "text_tower": TUNED,
+    "ema_decay": 0.0,
+}  # fmt: skip
+
 # These say where things lie and how fast it goes, not what comes out: a run may be resumed with others. The inputs
 # stand in a run's identity by their hashes.
 _NOT_IDENTITY = (
     "data", "image_root", "base", "output", "cpu", "num_workers", "photos_in_memory", "checkpoint_every",
-    "keep_checkpoints", "dry_run",
+    "keep_checkpoints", "dry_run", "preset",
 )  # fmt: skip
 
 
@@ -30,6 +39,10 @@ class ClipSettings:
         default=None, metadata={"help": "where the photos lie, if they were moved since the data set was made"}
     )
 
+    preset: str = field(
+        default="none",
+        metadata={"help": "paper: the published losses, rates, optimiser and batch, over whatever else is given"},
+    )
     num_epochs: int = field(default=100, metadata={"help": "times that every photo is seen"})
     batch_size: int = field(default=256, metadata={"help": "photos of a step over all processes"})
     learning_rate: float = field(default=2.4e-5, metadata={"help": "highest learning rate"})
@@ -140,6 +153,15 @@ class ClipSettings:
         """What a training photo goes through; None for nothing."""
         augmentation = Augmentation(self.min_crop_area, self.colour_jitter)
         return None if augmentation == Augmentation() else augmentation
+
+    def with_preset(self) -> "ClipSettings":
+        """The settings with those of ``preset`` over them.
+
+        Raises:
+            UserError: An unknown preset.
+        """
+        _require(self.preset in ("none", "paper"), "preset", self.preset, "none, paper")
+        return replace(self, **PAPER) if self.preset == "paper" else self
 
     def identity(self) -> dict[str, Any]:
         """The settings that decide the result."""
