@@ -28,20 +28,23 @@ from data_gen.addressing import (
 from data_gen.annotations import import_addresses, parse_sources
 from data_gen.caption import LeakMask, caption_photos, read_captions
 from data_gen.conversations import write_conversations
+from data_gen.data_card import data_card
 from data_gen.gallery import City
 from data_gen.photo_check import PhotoTable, format_reasons
 from data_gen.photo_folders import read_mapillary, read_named_photos, read_pitts250k
 from data_gen.photos import group_panoramas, read_photo_folder, read_photo_table
+from data_gen.preview import preview_page
 from data_gen.settings import BuildSettings, RunOptions
 from data_gen.streets import StreetMap, load_city_name, load_street_map
 from data_gen.summary import print_examples, report
 from llava_ial.config import parse_config, save_config
 from llava_ial.data.dataset import KIND
 from llava_ial.errors import UserError, run_command
-from llava_ial.manifest import FolderState, claim_folder, publish_manifest, write_json
+from llava_ial.manifest import FolderState, claim_folder, publish_manifest, write_json, write_text
 from llava_ial.records import (
     AddressRecord,
     CaptionRecord,
+    ConversationRecord,
     DroppedRecord,
     GalleryRecord,
     PhotoRecord,
@@ -91,7 +94,7 @@ def build(settings: BuildSettings, options: RunOptions) -> None:
     image_root = os.path.relpath(settings.image_root.resolve(), folder.resolve())
     publish_manifest(folder, KIND, identity, image_root=Path(image_root).as_posix(), counts=counts)
     print_examples(folder)
-    print(f"\ncomplete: {folder}")
+    print(f"\ncomplete: {folder}; look at {folder / 'preview.html'}")
 
 
 def _write_tables(settings: BuildSettings, options: RunOptions, folder: Path) -> dict[str, Any]:
@@ -111,9 +114,25 @@ def _write_tables(settings: BuildSettings, options: RunOptions, folder: Path) ->
     )
     dropped = read_records(folder / "dropped", DroppedRecord)
     numbers = write_conversations(settings, options.workers, photos, addresses, gallery, folder)
-    write_json(folder / "leakage.json", leakage_facts(photos, addresses, dropped))
+    leakage = leakage_facts(photos, addresses, dropped)
+    write_json(folder / "leakage.json", leakage)
     num_streets = len(street_map.names) if street_map else len({record.address.street for record in gallery})
-    return report(photos, addresses, captions, gallery, dropped, numbers, num_streets)
+    counts = report(photos, addresses, captions, gallery, dropped, numbers, num_streets)
+    card = data_card(
+        folder,
+        photos,
+        addresses,
+        gallery,
+        counts,
+        leakage,
+        streets=settings.streets,
+        photo_licence=settings.photo_licence,
+    )
+    write_text(folder / "README.md", card)
+    dialogues = [d for split in numbers for d in read_records(folder / "conversations" / split, ConversationRecord)]
+    page = preview_page(settings.image_root, photos, addresses, gallery, dialogues, settings.seed)
+    write_text(folder / "preview.html", page)
+    return counts
 
 
 def _reuse(folder: Path, record_type: type[RecordT], make: Callable[[], Sequence[RecordT]]) -> list[RecordT]:

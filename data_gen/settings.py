@@ -129,6 +129,7 @@ class BuildSettings:
     buffer_m: float = field(default=50.0, metadata=_help("'split: blocked' keeps train this far from val and test"))
     val_fraction: float = field(default=0.1, metadata=_help("share of the panoramas"))
     test_fraction: float = field(default=0.1, metadata=_help("share of the panoramas"))
+    photo_licence: str = field(default="", metadata=_help("licence of the photos, as the data card states it"))
     num_dialogues: int = field(default=2, metadata=_help("dialogues for each photo; the most where questions is all"))
     questions: str = field(
         default="measured",

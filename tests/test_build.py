@@ -377,3 +377,63 @@ def test_misplaced_photos_and_a_split_by_area(
     leakage = json.loads((tmp_path / "data" / "leakage.json").read_text())
     assert leakage["duplicate_photos_dropped"] == 1
     assert min(leakage["nearest_train_m"].values()) > 60
+
+
+# The fields that LLaVA's documentation of custom data names (docs/Finetune_Custom_Data.md).
+LLAVA_SCHEMA = {
+    "type": "array",
+    "items": {
+        "type": "object",
+        "required": ["id", "image", "conversations"],
+        "properties": {
+            "id": {"type": "string"},
+            "image": {"type": "string"},
+            "conversations": {
+                "type": "array",
+                "minItems": 2,
+                "items": {
+                    "type": "object",
+                    "required": ["from", "value"],
+                    "properties": {"from": {"enum": ["human", "gpt"]}, "value": {"type": "string", "minLength": 1}},
+                    "additionalProperties": False,
+                },
+                "prefixItems": [
+                    {"properties": {"from": {"const": "human"}, "value": {"pattern": "^<image>\\n"}}},
+                    {"properties": {"from": {"const": "gpt"}, "value": {"not": {"pattern": "<image>"}}}},
+                ],
+            },
+        },
+    },
+}
+
+
+@pytest.mark.parametrize("questions", ["measured", "all"])
+def test_folder_is_published_with_card_preview_and_llava_form(
+    monkeypatch: pytest.MonkeyPatch, town: dict[str, str], tmp_path: Path, questions: str
+) -> None:
+    import datasets
+    import jsonschema
+
+    output = tmp_path / "data"
+    _build(monkeypatch, {**town, "questions": questions, "photo_licence": "CC BY 4.0, A. Person"}, output)
+    for split in ("train", "val", "test"):
+        jsonschema.validate(json.loads((output / "llava" / f"{split}.json").read_text()), LLAVA_SCHEMA)
+    loaded = datasets.load_dataset(str(output), cache_dir=str(tmp_path / "cache"))
+    data = IALDataset(output)
+    names = {"train": "train", "val": "validation", "test": "test"}
+    assert {split: len(data.conversations(split)) for split in names} == {
+        split: loaded[name].num_rows for split, name in names.items()
+    }
+    for table in ("photos", "addresses", "captions", "gallery", "dropped"):
+        found = datasets.load_dataset(str(output), table, cache_dir=str(tmp_path / "cache"))["train"]
+        assert found.num_rows > 0
+    card = (output / "README.md").read_text()
+    for text in ("OpenStreetMap contributors", "Open Database License", "CC BY 4.0, A. Person", "1 no_street"):
+        assert text in card
+    train = data.samples("train")
+    assert f"| train | {len(train)} |" in card
+    page = (output / "preview.html").read_text()
+    assert page.count("<article>") == 12
+    assert page.count("data:image/jpeg;base64,") == 12
+    assert 'src="http' not in page
+    assert "<script" not in page

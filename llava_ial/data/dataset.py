@@ -2,6 +2,7 @@
 
     photos/  addresses/  captions/  gallery/  dropped/  conversations/{train,val,test}/    tables of llava_ial.records
     llava/{train,val,test}.json                                                   the same dialogues as LLaVA JSON
+    README.md  preview.html  leakage.json                                         for people, and for load_dataset
     manifest.json  run.json
 
 The image paths are relative to ``image_root``, which the manifest names relative to the folder.
