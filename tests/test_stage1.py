@@ -7,11 +7,12 @@ import signal
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from accelerate import DistributedType
+from accelerate.tracking import LOGGER_TYPE_TO_CLASS, GeneralTracker
 from safetensors.torch import load_file
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel, CLIPProcessor, CLIPVisionModel
 
@@ -21,7 +22,7 @@ from llava_ial.errors import UserError
 from llava_ial.manifest import file_hash, read_manifest
 from llava_ial.models.address_clip import MAX_LOG_LOGIT_SCALE, AddressCLIP
 from llava_ial.models.identity import hash_tensors, tower_hash
-from llava_ial.training import clip_progress
+from llava_ial.training import clip_progress, clip_run
 from llava_ial.training.checkpoints import complete_checkpoints
 from llava_ial.training.clip_run import refuse_unsuited
 from tests.tiny_world import TinyWorld, build_tiny_base_clip, build_tiny_dataset
@@ -259,6 +260,8 @@ def test_a_dry_run_shows_what_would_be_trained_and_writes_nothing(tmp_path: Path
     shown = capsys.readouterr().out
     for expected in ("8 train", "tiny-000", "(3, 32, 32)", "amber street", "16 of 4 photos on 1 process"):
         assert expected in shown
+    for part in ("vision_model", "text_model", "visual_projection", "logit_scale", "MB with gradients and moments"):
+        assert part in shown
     assert not (tmp_path / "a").exists()
 
 
@@ -304,6 +307,35 @@ def test_averages_and_low_rank_updates_resume_bitwise_and_are_published_plain(
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
     assert tower_hash(clip.vision_model) == read_manifest(parts, "address_clip")["tower_hash"]
     assert tower_hash(clip.vision_model) != tower_hash(CLIPModel.from_pretrained(world / "base").vision_model)
+
+
+class MemoryTracker(GeneralTracker):
+    """Keeps what it is told."""
+
+    name, requires_logging_directory, tracker = "memory", False, None
+    told: ClassVar[list[tuple[int | None, dict[str, Any]]]] = []
+
+    def __init__(self, run_name: str, **_: object) -> None:
+        super().__init__()
+
+    def store_init_configuration(self, values: dict[str, Any]) -> None:
+        self.told.append((0, values))
+
+    def log(self, values: dict[str, float], step: int | None = None, **_: object) -> None:
+        self.told.append((step, values))
+
+
+def test_trackers_get_the_log_and_missing_ones_are_refused(tmp_path: Path, train, monkeypatch):
+    with pytest.raises(UserError, match="--trackers tensorbored: not installed"):
+        train(tmp_path / "a", trackers="tensorbored")
+    monkeypatch.setitem(LOGGER_TYPE_TO_CLASS, "memory", MemoryTracker)
+    monkeypatch.setattr(clip_run, "get_available_trackers", lambda: ["memory"])
+    output = train(tmp_path / "a", trackers="memory", num_epochs=1)
+    (_, config), *logged = MemoryTracker.told
+    assert config["batch_size"] == "4"
+    assert [(step, values["loss"]) for step, values in logged] == [
+        (e["step"], e["loss"]) for e in lines(output, "loss")
+    ]
 
 
 def test_locked_towers_stay_and_the_rest_moves(tmp_path: Path, train, world):

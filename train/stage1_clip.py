@@ -44,7 +44,7 @@ from llava_ial.training.clip_progress import (
     say,
     show,
 )
-from llava_ial.training.clip_run import ClipRun, build_loader, build_run, describe
+from llava_ial.training.clip_run import ClipRun, build_loader, build_run, describe, refuse_missing_trackers
 from llava_ial.training.clip_settings import ClipSettings
 from llava_ial.training.clip_step import batch_losses, losses_of_everyone, model_inputs, to_device
 from llava_ial.training.feature_cache import cached_backward, split_inputs
@@ -79,6 +79,7 @@ def train(run: ClipRun) -> None:
     start_step = resume(run)
     run.parallel_model, run.optimizer = run.accelerator.prepare(run.model, run.optimizer)
     log = TrainLog(settings.output / "train_log.jsonl", last_step=start_step, is_active=distributed.is_main_process())
+    run.accelerator.init_trackers("address_clip", config={name: str(value) for name, value in run.identity.items()})
     progress = tqdm(total=num_steps, initial=start_step, unit="step", disable=not distributed.is_main_process())
     run.model.train()
     with StopRequest() as stop_request, progress:
@@ -96,6 +97,7 @@ def train(run: ClipRun) -> None:
             show(run, progress, values, done - start_step)
             if done % settings.log_every == 0 or done == num_steps:
                 log.write(done, values)
+                run.accelerator.log(values, step=done)
             if done == num_steps or is_due(done, settings.eval_every):
                 measure(run, log, done)
             if done < num_steps and (must_stop or is_due(done, settings.checkpoint_every)):
@@ -104,6 +106,7 @@ def train(run: ClipRun) -> None:
                 say(f"stopped at step {done} of {num_steps} as asked; the same command continues it")
                 return
     finish(run, num_steps - start_step)
+    run.accelerator.end_training()
 
 
 def train_step(run: ClipRun, batch: dict[str, Any], step: int) -> dict[str, float]:
@@ -152,7 +155,11 @@ def start_processes(settings: ClipSettings) -> Accelerator:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # transformers imports DeepSpeed, which would warn of no GPU
     transformers_logging.disable_progress_bar()
     seed_everything(settings.seed)
-    return Accelerator(cpu=settings.cpu, mixed_precision=settings.mixed_precision)
+    refuse_missing_trackers(settings.trackers)
+    return Accelerator(
+        cpu=settings.cpu, mixed_precision=settings.mixed_precision, log_with=settings.trackers or None,
+        project_dir=settings.output,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

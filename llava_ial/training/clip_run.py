@@ -4,10 +4,12 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 from functools import partial
 from typing import Any
 
 from accelerate import Accelerator, DistributedType
+from accelerate.tracking import get_available_trackers
 from torch.utils.data import DataLoader
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
@@ -128,6 +130,18 @@ def refuse_unsuited(accelerator: Accelerator) -> None:
         raise UserError("FSDP shards nothing on the CPU; train without it: --cpu true needs --multi_gpu alone")
 
 
+def refuse_missing_trackers(names: Sequence[str]) -> None:
+    """Stops for a tracker that is not installed: accelerate would log nothing, without a word.
+
+    Raises:
+        UserError: Names what is installed.
+    """
+    installed = [str(tracker.value if isinstance(tracker, Enum) else tracker) for tracker in get_available_trackers()]
+    for name in names:
+        if name not in installed:
+            raise UserError(f"--trackers {name}: not installed; installed: {', '.join(installed) or 'none'}")
+
+
 def num_chunks(global_batch_size: int, chunk_size: int) -> int:
     """Parts of at most ``chunk_size`` photos in the largest share that a process has of a batch; 0 means one part."""
     share = math.ceil(global_batch_size / distributed.world_size())
@@ -171,13 +185,26 @@ def describe(run: ClipRun) -> None:
         raise UserError(batch["error"])
     texts = {kind: run.tokenizer.decode(batch[f"{kind}_input_ids"][0]) for kind in run.settings.loss_weights.text_kinds}
     text_lines = "".join(f"{kind:<12}{text}\n" for kind, text in texts.items())
-    trained = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
     print(
         f"photos      {', '.join(f'{len(rows)} {split}' for split, rows in run.examples.items())}; "
         f"{len(run.dataset.gallery)} addresses in the gallery\n"
         f"first photo {batch['image_id'][0]}: {tuple(batch['pixel_values'].shape[1:])}, "
         f"{batch['xy_m'][0].tolist()} m from the origin\n"
         f"{text_lines}"
-        f"trained     {trained:,} of {sum(p.numel() for p in run.model.parameters()):,} weights\n"
+        f"{_trainable_table(run.model)}"
         f"steps       {run.num_steps} of {run.global_batch_size} photos on {distributed.world_size()} process(es)"
     )
+
+
+def _trainable_table(model: AddressCLIP) -> str:
+    """Weights by part, and the memory that they take with gradients and both moments of Adam, without activations."""
+    counts: dict[str, list[int]] = {}
+    for name, parameter in model.clip.named_parameters():
+        total = counts.setdefault(name.split(".")[0], [0, 0])
+        total[0] += parameter.numel() * parameter.requires_grad
+        total[1] += parameter.numel()
+    trained, held = (sum(count[i] for count in counts.values()) for i in (0, 1))
+    rows = "".join(f"  {part:<18}{own:>14,} of {every:>14,}\n" for part, (own, every) in counts.items())
+    # Float32: a weight, and for a trained one its gradient and two moments.
+    megabytes = 4 * (held + 3 * trained) / 1e6
+    return f"trained     {trained:,} of {held:,} weights; {megabytes:,.0f} MB with gradients and moments\n{rows}"

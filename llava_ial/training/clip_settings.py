@@ -24,7 +24,7 @@ PAPER: dict[str, Any] = {
 # stand in a run's identity by their hashes.
 _NOT_IDENTITY = (
     "data", "image_root", "base", "output", "cpu", "num_workers", "photos_in_memory", "checkpoint_every",
-    "keep_checkpoints", "dry_run", "preset",
+    "keep_checkpoints", "dry_run", "preset", "trackers",
 )  # fmt: skip
 
 
@@ -120,6 +120,12 @@ class ClipSettings:
     publish: str = field(
         default="last",
         metadata={"help": "encoder that the output holds: last, or best by SSA@1 on the first of --eval_splits"},
+    )
+    trackers: list[str] = field(
+        default_factory=list,
+        metadata={
+            "help": "where the log goes too: tensorboard, wandb, trackio, or what else accelerate finds installed"
+        },
     )
     log_every: int = field(default=10, metadata={"help": "steps between lines of train_log.jsonl"})
     checkpoint_every: int = field(
