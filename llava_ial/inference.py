@@ -25,7 +25,7 @@ from llava_ial.manifest import file_hash, read_manifest
 from llava_ial.models.address_clip import AddressCLIP
 from llava_ial.models.closed_list import ChoiceScores, TokenTree, score_choices
 from llava_ial.models.greedy import Prefixes, encode_prefixes, end_token, greedy_tokens, image_features, split_prompt
-from llava_ial.models.llava import ADDRESS_CLIP_KIND, load_address_clip
+from llava_ial.models.llava import ADDRESS_CLIP_KIND, load_address_encoder
 from llava_ial.models.llava_folder import ADDRESS_CLIP, LoadedLlava, load_llava_ial
 from llava_ial.models.llava_folder import KIND as LLAVA_IAL_KIND
 from llava_ial.models.llava_merged import KIND as MERGED_KIND
@@ -369,7 +369,7 @@ def _load_encoder(folder: Path, device: str) -> _Encoder:
         raise UserError(f"{path}: unreadable: {error}; restore it or train stage 1 again") from error
     if len(embeddings) != len(gallery):
         raise UserError(f"{path}: {len(embeddings)} rows for {len(gallery)} addresses; train stage 1 again")
-    model = AddressCLIP(load_address_clip(folder).float()).to(device).eval()
+    model = AddressCLIP(load_address_encoder(folder).float()).to(device).eval()
     return _Encoder(
         model,
         AutoImageProcessor.from_pretrained(folder, backend="pil"),

@@ -32,7 +32,7 @@ from llava_ial.errors import UserError, run_command
 from llava_ial.evaluation.locate import PhotoFeatures, address_ranks, encode_photos
 from llava_ial.evaluation.retrieval import retrieval_metrics, street_classes, street_ranks, sub_street_ranks
 from llava_ial.manifest import FolderState, claim_folder, publish_manifest, write_json, write_text
-from llava_ial.models.address_clip import AddressCLIP, load_clip
+from llava_ial.models.address_clip import AddressCLIP, load_dual_encoder
 from train.ablation_tables import ADDRESS_CLIP, RETRIEVAL, ZERO_SHOT, MethodResult, format_tables
 
 KIND = "ablation"
@@ -216,7 +216,7 @@ class Ablation:
         )  # fmt: skip
 
     def _encode(self, model: str, rows: list[ClipExample]) -> tuple[AddressCLIP, PhotoFeatures]:
-        encoder = AddressCLIP(load_clip(str(Path(model).resolve()) if Path(model).is_dir() else model)).eval()
+        encoder = AddressCLIP(load_dual_encoder(str(Path(model).resolve()) if Path(model).is_dir() else model)).eval()
         collator = ClipCollator(AutoTokenizer.from_pretrained(model), encoder.max_text_length, text_kinds=())
         image_processor = AutoImageProcessor.from_pretrained(model, backend="pil")
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -163,6 +163,7 @@ class ClipCollator:
     Args:
         tokenizer: Of the base model.
         max_length: Longest text in tokens, marks of beginning and end included (CLIP: 77).
+        padding: As of ``AddressCLIP.text_padding``.
         text_kinds: Of ``address``, ``caption`` (with the address behind it), ``street``, ``neighbourhood``.
     """
 
@@ -171,10 +172,12 @@ class ClipCollator:
         tokenizer: PreTrainedTokenizerBase,
         max_length: int,
         text_kinds: Sequence[str] = ("address", "caption"),
+        padding: bool | str = True,
     ) -> None:
         self._tokenizer = tokenizer
         self._max_length = max_length
         self._text_kinds = text_kinds
+        self._padding = padding
 
     def __call__(self, items: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """One batch.
@@ -238,8 +241,9 @@ class ClipCollator:
     def _tokenize(self, name: str, texts: list[str]) -> dict[str, torch.Tensor]:
         row_of_text = {text: row for row, text in enumerate(dict.fromkeys(texts))}
         tokens = self._tokenizer(
-            list(row_of_text), padding=True, truncation=True, max_length=self._max_length, return_tensors="pt"
-        )
+            list(row_of_text), padding=self._padding, truncation=True, max_length=self._max_length,
+            return_tensors="pt", return_attention_mask=True,
+        )  # fmt: skip
         return {
             f"{name}_input_ids": tokens["input_ids"],
             f"{name}_attention_mask": tokens["attention_mask"],

@@ -21,7 +21,7 @@ from transformers import AutoImageProcessor, AutoTokenizer
 from llava_ial.data.dataset import IALDataset, Sample
 from llava_ial.evaluation.appearance import histogram_features, pixel_features
 from llava_ial.evaluation.ranking import RankedPhoto, Ranker, read_photo
-from llava_ial.models.address_clip import AddressCLIP, load_clip
+from llava_ial.models.address_clip import AddressCLIP, load_dual_encoder
 
 ZERO_SHOT = "zero-shot"
 PIXELS, HISTOGRAM, FEATURES = "1-NN pixels", "1-NN histogram", "1-NN untuned features"
@@ -51,7 +51,7 @@ class Baselines:
 
     def __init__(self, dataset: IALDataset, base: str, *, device: str) -> None:
         self._dataset = dataset
-        self._clip = AddressCLIP(load_clip(base)).to(device).eval()
+        self._clip = AddressCLIP(load_dual_encoder(base)).to(device).eval()
         self._tokenizer = AutoTokenizer.from_pretrained(base)
         self._image_processor = AutoImageProcessor.from_pretrained(base, backend="pil")
 

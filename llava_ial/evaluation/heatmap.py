@@ -26,7 +26,7 @@ from llava_ial.evaluation.feature_space import mid_ranks
 from llava_ial.evaluation.locate import encode_photos
 from llava_ial.geo import FloatArray
 from llava_ial.manifest import read_manifest, write_json, write_text
-from llava_ial.models.address_clip import AddressCLIP, load_clip
+from llava_ial.models.address_clip import AddressCLIP, load_dual_encoder
 from llava_ial.records import GalleryRecord
 from llava_ial.splits import SPLIT_NAMES
 from llava_ial.street_map import StreetMap
@@ -59,7 +59,7 @@ def main() -> None:
     read_manifest(settings.model, "address_clip")
     dataset = IALDataset(settings.data, settings.image_root)
     samples, rows = dataset.samples(settings.split), clip_examples(dataset, settings.split)
-    model = AddressCLIP(load_clip(str(settings.model.resolve()))).to(settings.device).eval()
+    model = AddressCLIP(load_dual_encoder(str(settings.model.resolve()))).to(settings.device).eval()
     tokenizer = AutoTokenizer.from_pretrained(settings.model)
     photos = encode_photos(
         model, rows, AutoImageProcessor.from_pretrained(settings.model, backend="pil"),

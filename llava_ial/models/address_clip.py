@@ -7,19 +7,21 @@ through its one text encoder. What is saved is a plain ``CLIPModel`` folder.
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 from safetensors import SafetensorError
 from torch import nn
 from torch.nn.functional import normalize
 from tqdm import tqdm
-from transformers import CLIPModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, CLIPModel, PreTrainedTokenizerBase, SiglipModel
 
 from llava_ial.errors import UserError
 
 # CLIP (arXiv 2103.00020, section 2.5) keeps logits from being scaled by more than 100.
 MAX_LOG_LOGIT_SCALE = math.log(100)
 _IDS = "_input_ids"
+DualEncoder: TypeAlias = CLIPModel | SiglipModel
 
 
 class AddressCLIP(nn.Module):
@@ -29,14 +31,21 @@ class AddressCLIP(nn.Module):
         clip: The encoder that is tuned.
     """
 
-    def __init__(self, clip: CLIPModel) -> None:
+    def __init__(self, clip: DualEncoder) -> None:
         super().__init__()
         self.clip = clip
+        if isinstance(clip, SiglipModel):
+            clip.logit_bias.requires_grad_(False)  # of its own pairwise loss; a softmax does not see it
 
     @property
     def max_text_length(self) -> int:
         """Longest text in tokens, marks of beginning and end included."""
         return int(self.clip.config.text_config.max_position_embeddings)
+
+    @property
+    def text_padding(self) -> bool | str:
+        """How a tokenizer pads: to the longest text, or, as SigLIP learnt, to the full length and without a mask."""
+        return "max_length" if isinstance(self.clip, SiglipModel) else True
 
     @property
     def feature_width(self) -> int:
@@ -72,9 +81,8 @@ class AddressCLIP(nn.Module):
 
     def encode_texts(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """``(B, T)`` to ``(B, D)`` of length one."""
-        features: torch.Tensor = self.clip.get_text_features(
-            input_ids=input_ids, attention_mask=attention_mask
-        ).pooler_output
+        mask = None if self.text_padding == "max_length" else attention_mask
+        features: torch.Tensor = self.clip.get_text_features(input_ids=input_ids, attention_mask=mask).pooler_output
         return normalize(features, dim=-1)
 
     @torch.no_grad()
@@ -92,8 +100,9 @@ class AddressCLIP(nn.Module):
         for start in tqdm(range(0, len(texts), batch_size), desc="texts", disable=not progress, leave=False):
             part = list(texts[start : start + batch_size])
             tokens = tokenizer(
-                part, padding=True, truncation=True, max_length=self.max_text_length, return_tensors="pt"
-            )
+                part, padding=self.text_padding, truncation=True, max_length=self.max_text_length, return_tensors="pt",
+                return_attention_mask=True,
+            )  # fmt: skip
             rows.append(self.encode_texts(tokens["input_ids"].to(device), tokens["attention_mask"].to(device)).float())
         return torch.cat(rows)
 
@@ -115,10 +124,23 @@ def load_clip(name: str) -> CLIPModel:
     Raises:
         UserError: It is not there, is no CLIP, or its file lacks weights (they would be random without a word).
     """
+    clip = load_dual_encoder(name)
+    if not isinstance(clip, CLIPModel):
+        raise UserError(f"base model {name}: a {type(clip).__name__}, but a CLIP is needed here")
+    return clip
+
+
+def load_dual_encoder(name: str) -> DualEncoder:
+    """A CLIP or a SigLIP by hub name or folder, in float32; stage 1 tunes both.
+
+    Raises:
+        UserError: As of ``load_clip``.
+    """
     if name.startswith((".", "/", "~")) and not Path(name).is_dir():
         raise UserError(f"base model {name}: no such folder")
     try:
-        clip, info = CLIPModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
+        kind = SiglipModel if AutoConfig.from_pretrained(name).model_type == "siglip" else CLIPModel
+        clip, info = kind.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
     except (OSError, ValueError, SafetensorError) as error:
         raise UserError(f"base model {name}: {error}") from error
     if missing := sorted(info["missing_keys"]):

@@ -5,14 +5,15 @@ import copy
 from peft import LoraConfig, inject_adapter_in_model
 from peft.tuners.lora import LoraLayer
 from torch import nn
-from transformers import CLIPModel
+
+from llava_ial.models.address_clip import DualEncoder
 
 TUNED, LOCKED, LORA = "tuned", "locked", "lora"
 TOWERS = {"image": "vision_model", "text": "text_model"}
-_ADAPTED = ["q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2"]
+_ADAPTED = r".*encoder\.layers\..*\.(q_proj|k_proj|v_proj|out_proj|fc1|fc2)"
 
 
-def tune_tower(clip: CLIPModel, tower: str, way: str, lora_rank: int) -> None:
+def tune_tower(clip: DualEncoder, tower: str, way: str, lora_rank: int) -> None:
     """Sets what of a tower is trained; projections and temperature are trained in every way.
 
     Args:
@@ -30,7 +31,7 @@ def tune_tower(clip: CLIPModel, tower: str, way: str, lora_rank: int) -> None:
         )
 
 
-def merged_copy(clip: CLIPModel) -> CLIPModel:
+def merged_copy(clip: DualEncoder) -> DualEncoder:
     """The same function without adapters: a plain CLIP with plain names."""
     plain = copy.deepcopy(clip)
     for name, layer in [(n, m) for n, m in plain.named_modules() if isinstance(m, LoraLayer)]:

@@ -13,7 +13,7 @@ from transformers import AutoConfig, CLIPModel, LlavaForConditionalGeneration
 
 from llava_ial.errors import UserError
 from llava_ial.manifest import read_manifest
-from llava_ial.models.address_clip import load_clip
+from llava_ial.models.address_clip import DualEncoder, load_dual_encoder
 from llava_ial.models.identity import tower_hash
 
 ADDRESS_CLIP_KIND = "address_clip"
@@ -63,13 +63,25 @@ def load_base(base: str, *, dtype: torch.dtype = torch.float32) -> LlavaForCondi
 
 
 def load_address_clip(folder: Path) -> CLIPModel:
+    """The encoder of stage 1 for LLaVA, verified against its manifest.
+
+    Raises:
+        UserError: As of ``load_address_encoder``, or it is no CLIP.
+    """
+    model = load_address_encoder(folder)
+    if not isinstance(model, CLIPModel):
+        raise UserError(f"{folder}: a {type(model).__name__}; LLaVA takes the tower of a CLIP, tune one in stage 1")
+    return model
+
+
+def load_address_encoder(folder: Path) -> DualEncoder:
     """The encoder of stage 1, verified against its manifest.
 
     Raises:
         UserError: Not a finished stage 1 folder, or its weights are not those the manifest names.
     """
     manifest = read_manifest(folder, ADDRESS_CLIP_KIND)
-    model = load_clip(str(folder.resolve()))
+    model = load_dual_encoder(str(folder.resolve()))
     found = tower_hash(model.vision_model)
     if found != manifest.get("tower_hash"):
         raise UserError(

@@ -16,12 +16,12 @@ from typing import Any
 
 import torch
 from safetensors.torch import save_file
-from transformers import CLIPModel, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from llava_ial.data.dataset import IALDataset
 from llava_ial.errors import UserError
 from llava_ial.manifest import publish_manifest, write_json, write_text
-from llava_ial.models.address_clip import save_tokenizer
+from llava_ial.models.address_clip import DualEncoder, save_tokenizer
 from llava_ial.models.identity import tower_hash
 from llava_ial.training.clip_card import format_card
 
@@ -53,7 +53,7 @@ class ClipFolderWriter:
     def write(
         self,
         folder: Path,
-        clip: CLIPModel,
+        clip: DualEncoder,
         gallery_embeddings: torch.Tensor,
         metrics: Mapping[str, Mapping[str, float]],
         *,

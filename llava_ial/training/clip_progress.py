@@ -6,13 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
-from transformers import CLIPModel
 
 from llava_ial import distributed
 from llava_ial.config import save_config
 from llava_ial.errors import UserError
 from llava_ial.manifest import FolderState, claim_folder, read_manifest, write_json
-from llava_ial.models.address_clip import AddressCLIP, load_clip
+from llava_ial.models.address_clip import AddressCLIP, DualEncoder, load_dual_encoder
 from llava_ial.models.clip_parts import has_adapters, merged_copy
 from llava_ial.training.checkpoints import (
     CHECKPOINTS,
@@ -49,7 +48,7 @@ def resume(run: ClipRun) -> int:
 
 def _load_checkpoint(run: ClipRun, folder: Path) -> int:
     state = load_training_state(folder)
-    published = load_clip(str(folder.resolve())).state_dict()
+    published = load_dual_encoder(str(folder.resolve())).state_dict()
     if state["weights"] is None:
         run.model.clip.load_state_dict(published)
     else:
@@ -103,7 +102,7 @@ def finish(run: ClipRun, num_steps: int) -> None:
         if run.settings.publish == "best":
             best = output / BEST
             run.metrics = read_manifest(best, KIND)["metrics"]
-            write_clip_folder(run, output, int(run.best["step"]), clip=load_clip(str(best.resolve())))
+            write_clip_folder(run, output, int(run.best["step"]), clip=load_dual_encoder(str(best.resolve())))
         else:
             write_clip_folder(run, output, run.num_steps)
     if run.skipped:
@@ -112,7 +111,7 @@ def finish(run: ClipRun, num_steps: int) -> None:
 
 
 def write_clip_folder(
-    run: ClipRun, folder: Path, step: int, *, clip: CLIPModel | None = None, lies_in: Path | None = None
+    run: ClipRun, folder: Path, step: int, *, clip: DualEncoder | None = None, lies_in: Path | None = None
 ) -> None:
     """Settings, model, processor, gallery, metrics, card, manifest."""
     save_config(folder / "config.yaml", run.settings)

@@ -11,14 +11,14 @@ from typing import Any
 from accelerate import Accelerator, DistributedType
 from accelerate.tracking import get_available_trackers
 from torch.utils.data import DataLoader
-from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
+from transformers import AutoImageProcessor, AutoTokenizer
 
 from llava_ial import distributed
 from llava_ial.data.batches import GlobalBatches
 from llava_ial.data.clip import ClipCollator, ClipExample, ClipPhotos, clip_examples, input_side
 from llava_ial.data.dataset import IALDataset
 from llava_ial.errors import UserError
-from llava_ial.models.address_clip import AddressCLIP, load_clip
+from llava_ial.models.address_clip import AddressCLIP, DualEncoder, load_dual_encoder
 from llava_ial.models.clip_parts import tune_tower
 from llava_ial.models.identity import hash_tensors
 from llava_ial.training.clip_settings import ClipSettings
@@ -65,7 +65,7 @@ def build_run(settings: ClipSettings, accelerator: Accelerator) -> ClipRun:
     refuse_unsuited(accelerator)
     dataset = IALDataset(settings.data, settings.image_root)
     examples = {split: clip_examples(dataset, split) for split in ("train", *settings.eval_splits)}
-    clip = load_clip(settings.base)
+    clip = load_dual_encoder(settings.base)
     base_hash = hash_tensors(clip.state_dict())
     tokenizer = AutoTokenizer.from_pretrained(settings.base)
     image_processor = AutoImageProcessor.from_pretrained(settings.base, backend="pil")
@@ -75,7 +75,7 @@ def build_run(settings: ClipSettings, accelerator: Accelerator) -> ClipRun:
             f"its encoder takes {clip.config.vision_config.image_size}; mend its preprocessor_config.json"
         )
     model = build_model(clip, settings)
-    collator = ClipCollator(tokenizer, model.max_text_length, settings.loss_weights.text_kinds)
+    collator = ClipCollator(tokenizer, model.max_text_length, settings.loss_weights.text_kinds, model.text_padding)
     collator.refuse_long_addresses([record.verbose for record in dataset.gallery])
     layers = {tower: len(getattr(clip, tower).encoder.layers) for tower in ("vision_model", "text_model")}
     optimizer = build_optimizer(
@@ -103,7 +103,7 @@ def build_run(settings: ClipSettings, accelerator: Accelerator) -> ClipRun:
     )
 
 
-def build_model(clip: CLIPModel, settings: ClipSettings) -> AddressCLIP:
+def build_model(clip: DualEncoder, settings: ClipSettings) -> AddressCLIP:
     """The encoder with the parts to train and the ways to save memory and time that were asked for."""
     tune_tower(clip, "image", settings.image_tower, settings.lora_rank)
     tune_tower(clip, "text", settings.text_tower, settings.lora_rank)
