@@ -8,8 +8,9 @@ import numpy.typing as npt
 
 from data_gen.blocks import BlockSettings, nearest_train_m, split_by_block
 from data_gen.gallery import City, PartitionSettings, build_gallery
-from data_gen.geocode import METHOD, VOTED, nearest_streets, vote_streets
+from data_gen.geocode import METHOD, VOTED, NearestStreets, nearest_streets, streets_in_range, vote_streets
 from data_gen.photo_check import STEP, format_reasons
+from data_gen.services import ServiceGeocoder, match_streets
 from data_gen.settings import BuildSettings
 from data_gen.streets import StreetMap
 from llava_ial.errors import UserError
@@ -68,7 +69,9 @@ def locate_photos(settings: BuildSettings, photos: Sequence[PhotoRecord], street
         UserError: No photo is near a street of the map, or the given split leaks.
     """
     xy_m = positions_m(photos, street_map)
-    if settings.vote_radius_m:
+    if settings.geocoder != "map":
+        nearest = _ask_service(settings, photos, xy_m, street_map)
+    elif settings.vote_radius_m:
         nearest = vote_streets(
             xy_m, street_map, settings.max_distance_m, settings.ambiguous_margin_m, settings.vote_radius_m
         )
@@ -103,10 +106,33 @@ def locate_photos(settings: BuildSettings, photos: Sequence[PhotoRecord], street
                 distance_m=round(float(nearest.distance_m[i]), 3),
                 street_margin_m=None if np.isnan(margin) else round(margin, 3),
                 is_ambiguous=bool(is_ambiguous[i]),
-                method=VOTED if settings.vote_radius_m else METHOD,
+                method=_method(settings),
             )
         )
     return Located(records, gallery.records, dropped)
+
+
+def _method(settings: BuildSettings) -> str:
+    if settings.geocoder != "map":
+        return settings.geocoder
+    return VOTED if settings.vote_radius_m else METHOD
+
+
+def _ask_service(
+    settings: BuildSettings, photos: Sequence[PhotoRecord], xy_m: FloatArray, street_map: StreetMap
+) -> NearestStreets:
+    """Streets as a service names them, of those that the map has in range; once for each position."""
+    near = streets_in_range(xy_m, street_map, settings.max_distance_m + settings.ambiguous_margin_m)
+    named = ServiceGeocoder(settings).streets([GeoPoint(photo.lat, photo.lon) for photo in photos])
+    matched = match_streets(named, near, street_map.names)
+    street, away_m = np.array([m[0] for m in matched]), np.array([m[1] for m in matched])
+    street[~(away_m <= settings.max_distance_m)] = -1
+    margin_m = np.full(len(photos), np.nan)
+    for i, found in near.items():
+        others = [away for other, away in found if other != street[i]]
+        if street[i] >= 0 and others:
+            margin_m[i] = others[0] - away_m[i]
+    return NearestStreets(street, away_m, margin_m)
 
 
 def leakage_facts(

@@ -26,7 +26,7 @@ from data_gen.addressing import (
     with_utm_source,
 )
 from data_gen.annotations import import_addresses, parse_sources
-from data_gen.caption import LeakMask, caption_photos, read_captions
+from data_gen.caption import LeakMask, caption_photos, model_captions, read_captions
 from data_gen.conversations import write_conversations
 from data_gen.data_card import data_card
 from data_gen.gallery import City
@@ -55,6 +55,7 @@ from llava_ial.records import (
 )
 
 RecordT = TypeVar("RecordT")
+_UNMASKED = ".captions"  # what a model said so far, until the table is published
 
 
 def main() -> None:
@@ -79,7 +80,7 @@ def build(settings: BuildSettings, options: RunOptions) -> None:
         counts = _write_tables(settings, options, folder)
     except UserError:
         # The inputs are at fault: after they are mended this is another build, which the claim would refuse.
-        if state is FolderState.NEW:
+        if state is FolderState.NEW and not (folder / _UNMASKED).exists():
             shutil.rmtree(folder)
         raise
     if settings.split == "fractions" and settings.test_fraction and "test" not in counts["splits"]:
@@ -87,6 +88,7 @@ def build(settings: BuildSettings, options: RunOptions) -> None:
             f"note: no test photos: {counts['panoramas']} panoramas, {counts['ambiguous']} photos of an ambiguous "
             f"street; panorama_radius_m below {settings.panorama_radius_m:g} makes more panoramas of a dense walk"
         )
+    shutil.rmtree(folder / _UNMASKED, ignore_errors=True)
     for leftover in folder.rglob(".*.tmp"):  # of an earlier start that was killed while it wrote
         leftover.unlink()
     save_config(folder / "config.yaml", settings)
@@ -110,7 +112,7 @@ def _write_tables(settings: BuildSettings, options: RunOptions, folder: Path) ->
     captions = _reuse(
         folder / "captions",
         CaptionRecord,
-        lambda: _make_captions(settings, photos, addresses, gallery, street_map, city),
+        lambda: _make_captions(settings, photos, addresses, gallery, street_map, city, folder),
     )
     dropped = read_records(folder / "dropped", DroppedRecord)
     numbers = write_conversations(settings, options.workers, photos, addresses, gallery, folder)
@@ -199,13 +201,18 @@ def _make_captions(
     gallery: Sequence[GalleryRecord],
     street_map: StreetMap | None,
     city: City,
+    folder: Path,
 ) -> list[CaptionRecord]:
     image_ids = [address.image_id for address in addresses]
     names = street_map.names if street_map else {record.address.street for record in gallery}
     regions = street_map.neighbourhoods if street_map else {record.address.neighbourhood for record in gallery}
     areas = [*sorted(regions), city.name, city.region, city.country]
     captions, captioner = None, settings.captioner
-    if captioner == "annotation":
+    if captioner in ("model", "server"):
+        path_of = {photo.image_id: photo.image_path for photo in photos}
+        files = [settings.image_root / path_of[image_id] for image_id in image_ids]
+        captions = model_captions(settings, image_ids, files, folder / _UNMASKED)
+    elif captioner == "annotation":
         captions = import_addresses(photos, parse_sources(settings.annotations), city).captions
     if settings.captioner == "csv" and settings.captions_file is not None:
         captions = read_captions(settings.captions_file, image_ids, settings.image_id_column, settings.caption_column)

@@ -5,13 +5,16 @@ The captions train the encoder beside the addresses; a caption that names the st
 
 import re
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from tqdm import tqdm
 
 from data_gen.tables import read_csv_rows
 from llava_ial.errors import UserError
-from llava_ial.records import CaptionRecord
+from llava_ial.records import CaptionRecord, read_records, to_table, write_part
 
+_BATCHES_A_PART = 16
 STREET_MASK, AREA_MASK = "the street", "the area"
 # Names that are ordinary words too: a lower-case "market" in a caption is a market.
 _ORDINARY_WORDS = frozenset(
@@ -29,6 +32,42 @@ _ORDINARY_WORDS = frozenset(
 _ARTICLES = frozenset({"a", "an", "the"})
 _WORD = re.compile(r"\w+(?:['’-]\w+)*")
 _ARTICLE = re.compile(r"(?:\b[Tt]he )?$")
+
+
+@dataclass
+class CaptionModelSettings:
+    """The options of captions by a model."""
+
+    caption_model: str = field(
+        default="Salesforce/blip-image-captioning-large",
+        metadata={"help": "captioner model: folder or name of an image-text model; captioner server: its model's name"},
+    )
+    caption_prompt: str = field(
+        default="a street view of", metadata={"help": "what a caption begins with; to a server, a question"}
+    )
+    caption_words: list[int] = field(
+        default_factory=lambda: [10, 30], metadata={"help": "fewest and most words of a caption"}
+    )
+    caption_batch_size: int = field(default=16, metadata={"help": "photos that are captioned together"})
+    caption_server: str = field(
+        default="", metadata={"help": "captioner server: address up to /v1 of an OpenAI-compatible server"}
+    )
+    caption_key_variable: str = field(
+        default="", metadata={"help": "environment variable that holds the caption server's key"}
+    )
+
+    def check_captioner(self, captioner: str) -> None:
+        """Refuses what cannot work.
+
+        Raises:
+            UserError: Names the field and the mend.
+        """
+        if len(self.caption_words) != 2 or not 1 <= self.caption_words[0] <= self.caption_words[1]:
+            raise UserError(f"caption_words: {self.caption_words}; give the fewest and the most, as in 10 30")
+        if self.caption_batch_size < 1:
+            raise UserError(f"caption_batch_size: {self.caption_batch_size}; at least 1")
+        if captioner == "server" and not self.caption_server:
+            raise UserError("captioner: server needs caption_server, as in http://127.0.0.1:8000/v1")
 
 
 @dataclass(frozen=True)
@@ -102,6 +141,57 @@ def read_captions(path: Path, image_ids: Collection[str], id_column: str, captio
     if wanted and not captions:
         raise UserError(f"captions_csv: {path} has no caption for any photo; is '{id_column}' its image id column?")
     return captions
+
+
+def model_captions(
+    settings: CaptionModelSettings, image_ids: Sequence[str], files: Sequence[Path], kept: Path
+) -> dict[str, str]:
+    """What a model or a server says of each photo; photos that it said something of before are not asked again.
+
+    Args:
+        settings: ``caption_server`` names a server, else ``caption_model`` is run here.
+        image_ids, files: The photos.
+        kept: Folder of what was said so far, a table part for each few batches.
+    """
+    said: dict[str, str] = {}
+    num_parts = len(list(kept.glob("part-*.parquet"))) if kept.is_dir() else 0
+    if num_parts:
+        said = {record.image_id: record.caption for record in read_records(kept, CaptionRecord)}
+    todo = [(i, file) for i, file in zip(image_ids, files, strict=True) if i not in said]
+    if not todo:
+        return said
+    from data_gen.captioner import (
+        ModelCaptioner,
+        ServerCaptioner,
+    )  # loads torch, which the other captioners do not need
+
+    captioner = ServerCaptioner(settings) if settings.caption_server else ModelCaptioner(settings)
+    size = settings.caption_batch_size
+    fresh: list[CaptionRecord] = []
+    try:
+        with tqdm(total=len(todo), desc="captioning", unit="photo", disable=None) as bar:
+            for start in range(0, len(todo), size):
+                names, paths = zip(*todo[start : start + size], strict=True)
+                texts = captioner.captions(paths)
+                # Parts end where batches end, so that a resumed run makes up the same batches.
+                fresh += [
+                    CaptionRecord(i, text, settings.caption_model, 0) for i, text in zip(names, texts, strict=True)
+                ]
+                bar.update(len(names))
+                if len(fresh) >= _BATCHES_A_PART * size:
+                    num_parts, fresh = _keep(kept, fresh, num_parts, said)
+    finally:
+        if fresh:  # also what was said before a server failed
+            _keep(kept, fresh, num_parts, said)
+    return said
+
+
+def _keep(
+    folder: Path, records: list[CaptionRecord], num_parts: int, said: dict[str, str]
+) -> tuple[int, list[CaptionRecord]]:
+    write_part(folder, to_table(records, CaptionRecord), num_parts)
+    said |= {record.image_id: record.caption for record in records}
+    return num_parts + 1, []
 
 
 def caption_photos(

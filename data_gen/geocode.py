@@ -108,6 +108,18 @@ def vote_streets(
     return NearestStreets(street[place_of], distance_m[place_of], margin_m[place_of])
 
 
+def streets_in_range(
+    xy_m: npt.NDArray[np.float64], street_map: StreetMap, range_m: float
+) -> dict[int, list[tuple[int, float]]]:
+    """Of each position that has any, the streets in range with their distances, the nearest first."""
+    photo, name, away_m = _near_streets(xy_m, street_map, shapely.STRtree(street_map.lines), range_m)
+    near: dict[int, list[tuple[int, float]]] = {}
+    order = np.lexsort((name, away_m, photo))
+    for i, street, away in zip(photo[order].tolist(), name[order].tolist(), away_m[order].tolist(), strict=True):
+        near.setdefault(i, []).append((street, away))
+    return near
+
+
 def _distinct_places(
     xy_m: npt.NDArray[np.float64],
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:

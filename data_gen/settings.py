@@ -7,14 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from data_gen.annotations import parse_sources
+from data_gen.caption import CaptionModelSettings
 from data_gen.photo_check import list_files
 from data_gen.photo_names import UtmZone, parse_zone
 from data_gen.photos import PhotoColumns
+from data_gen.services import ServiceSettings
 from data_gen.streets import DEFAULT_HIGHWAYS, MARGIN_M
 from llava_ial.errors import UserError
 from llava_ial.manifest import file_hash
 
-CAPTIONERS = ("constant", "csv", "annotation")
+CAPTIONERS = ("constant", "csv", "annotation", "model", "server")
 SPLITTERS = ("fractions", "given", "blocked")
 QUESTIONS = ("measured", "all")
 SOURCES = ("table", "exif", "vpr", "pitts250k", "mapillary")
@@ -37,8 +39,8 @@ class RunOptions:
             raise UserError(f"workers: {self.workers}; at least 1")
 
 
-@dataclass
-class BuildSettings:
+@dataclass(kw_only=True)
+class BuildSettings(CaptionModelSettings, ServiceSettings):
     """What a data set is made of. Paths are relative to the current folder; ~ is the home folder."""
 
     image_root: Path = field(metadata=_help("folder of the photos"))
@@ -110,7 +112,9 @@ class BuildSettings:
         default=5, metadata=_help("sub-streets with fewer photo positions join a neighbour (5 in the paper)")
     )
     snap_m: float = field(default=0.5, metadata=_help("lines whose points are this near each other meet"))
-    captioner: str = field(default="constant", metadata=_help("constant (one sentence), csv (a column), annotation"))
+    captioner: str = field(
+        default="constant", metadata=_help("constant (one sentence), csv (a column), annotation, model (BLIP), server")
+    )
     caption: str = field(
         default="a street view", metadata=_help("the sentence of the constant captioner, and where a CSV has none")
     )
@@ -169,6 +173,12 @@ class BuildSettings:
         if self.max_photos_per_sub_street < 0:
             raise UserError(f"max_photos_per_sub_street: {self.max_photos_per_sub_street}; at least 0")
         self._check_source()
+        self.check_service()
+        self.check_captioner(self.captioner)
+        if self.captioner in ("model", "server") and not self.require_images:
+            raise UserError(f"captioner: {self.captioner} looks at the photos; it needs require_images: true")
+        if self.geocoder != "map" and (self.vote_radius_m or self.streets is None):
+            raise UserError("geocoder: a service needs streets for their geometry, and no vote_radius_m")
         for name in _LENGTHS:
             if not getattr(self, name) >= 0:
                 raise UserError(f"{name}: {getattr(self, name)}; at least 0")

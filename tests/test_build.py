@@ -183,7 +183,7 @@ def test_finished_folder_is_left_alone_and_another_build_refused(
         ({"streets": "nowhere.osm.pbf"}, "streets: there is no file nowhere.osm.pbf; mend the path"),
         ({"image_root": "~/nowhere"}, "image_root: there is no folder /"),
         ({"photos_csv": "gone.csv"}, "photos_csv: there is no file gone.csv"),
-        ({"captioner": "blop"}, "captioner: 'blop'; allowed: constant, csv, annotation"),
+        ({"captioner": "blop"}, "captioner: 'blop'; allowed: constant, csv, annotation, model, server"),
         ({"split": "random"}, "split: 'random'; allowed: fractions, given, blocked"),
         ({"max_distance_m": "0"}, "max_distance_m: 0.0; above 0"),
         ({"snap_m": "nan"}, "snap_m: nan; at least 0"),

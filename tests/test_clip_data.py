@@ -7,6 +7,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 from transformers import AutoTokenizer, CLIPImageProcessorPil
 
+from data_gen.streets import DEFAULT_HIGHWAYS, load_street_map
+from llava_ial.address import Address, CrossStreet, format_verbose
 from llava_ial.data.augmentation import Augmentation
 from llava_ial.data.batches import GlobalBatches
 from llava_ial.data.clip import ClipCollator, ClipPhotos, clip_examples
@@ -216,3 +218,19 @@ def test_a_broken_photo_is_replaced_by_the_same_other_one_each_time(tmp_path: Pa
     for example in lenient.examples:
         example.path.write_bytes(b"no photo")
     assert "error" in lenient[0]
+
+
+def test_the_longest_names_of_a_real_city_are_never_cut(tokenizer, shared_data: Path):
+    folder = shared_data / "pittsburgh"
+    city = load_street_map(folder / "pittsburgh.osm.pbf", DEFAULT_HIGHWAYS, folder / "neighbourhoods.geojson")
+    streets = sorted(city.names, key=lambda name: len(tokenizer(name)["input_ids"]))[-12:]
+    area = max(city.neighbourhoods, key=lambda name: len(tokenizer(name)["input_ids"]))
+    collator = ClipCollator(tokenizer, 77)
+    for i, street in enumerate(streets):
+        crossings = (CrossStreet(streets[i - 1], area), CrossStreet(streets[i - 2], area))
+        address = format_verbose(Address(street, area, crossings))
+        collator.refuse_long_addresses([address])
+        text = collator.caption_text("a street view of a wide road with parked cars and brick houses", address)
+        ids = tokenizer(text, truncation=True, max_length=77)["input_ids"]
+        address_ids = tokenizer(address)["input_ids"][1:]
+        assert ids[-len(address_ids) :] == address_ids
