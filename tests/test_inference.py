@@ -217,7 +217,7 @@ def test_a_photo_upside_down_by_exif_is_turned(predictor, dataset, tmp_path) -> 
         ("manifest.json", "tower_hash", "tower"),
         ("manifest.json", "chat_template_hash", "prompt template is not the one"),
         ("manifest.json", "base_hash", "base model is not the one"),
-        ("manifest.json", "kind", "expected 'llava_ial' or 'address_clip'"),
+        ("manifest.json", "kind", "expected 'llava_ial' or 'llava_ial_merged' or 'address_clip'"),
     ],
 )
 def test_a_folder_with_a_swapped_part_is_refused(tiny_folders, tmp_path, part, change, message) -> None:

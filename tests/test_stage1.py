@@ -351,11 +351,16 @@ def test_a_few_broken_photos_are_skipped_named_and_counted(tmp_path: Path, train
     with pytest.raises(UserError, match=r"1 of 8 training photos could not be read, more than 1%.*tiny-001"):
         train(tmp_path / "refused", data=tmp_path / "data")
     monkeypatch.setattr(clip_progress, "MAX_SKIPPED_SHARE", 0.2)
+    next((tmp_path / "data_photos" / "val").iterdir()).write_bytes(b"no photo")
     options = {"data": tmp_path / "data", "eval_splits": "val"}
     whole = train(tmp_path / "whole", **options)
     assert read_manifest(whole, "address_clip")["photos_skipped"] == ["tiny-001"]
     assert [entry["skipped"] for entry in lines(whole, "skipped")] == ["tiny-001"]
-    assert "1 of 8 photos could not be read" in capsys.readouterr().out
+    assert read_manifest(whole, "address_clip")["metrics"]["val"]["num_unreadable"] == 1
+    assert read_manifest(whole, "address_clip")["metrics"]["val"]["num_photos"] == 1
+    shown = capsys.readouterr().out
+    assert "not measured: photo" in shown
+    assert "1 of 8 photos could not be read" in shown
     assert "1 training photos could not be read" in (whole / "README.md").read_text()
     with monkeypatch.context() as patch:
         patch.setattr(stage1_clip, "show", Interrupter(8, interrupt))

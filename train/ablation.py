@@ -26,7 +26,7 @@ from tqdm import tqdm
 from transformers import AutoImageProcessor, AutoTokenizer
 
 from llava_ial.config import parse_config, save_config
-from llava_ial.data.clip import ClipCollator, ClipExample, clip_examples
+from llava_ial.data.clip import ClipExample, clip_examples
 from llava_ial.data.dataset import IALDataset
 from llava_ial.errors import UserError, run_command
 from llava_ial.evaluation.locate import PhotoFeatures, address_ranks, encode_photos
@@ -217,14 +217,12 @@ class Ablation:
 
     def _encode(self, model: str, rows: list[ClipExample]) -> tuple[AddressCLIP, PhotoFeatures]:
         encoder = AddressCLIP(load_dual_encoder(str(Path(model).resolve()) if Path(model).is_dir() else model)).eval()
-        collator = ClipCollator(AutoTokenizer.from_pretrained(model), encoder.max_text_length, text_kinds=())
         image_processor = AutoImageProcessor.from_pretrained(model, backend="pil")
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        photos = encode_photos(
-            encoder.to(device), rows, image_processor, collator, device=device, batch_size=64, num_workers=0
-        )
-        on_cpu = PhotoFeatures(*(t.cpu() for t in (photos.features, photos.address_id, photos.xy_m)))
-        return encoder.cpu(), on_cpu
+        photos = encode_photos(encoder.to(device), rows, image_processor, device=device, batch_size=64, num_workers=0)
+        if len(photos.row) < len(rows):
+            raise UserError(f"{len(rows) - len(photos.row)} photos cannot be read: a comparison needs the same for all")
+        return encoder.cpu(), photos.map(torch.Tensor.cpu)
 
 
 def _measured(

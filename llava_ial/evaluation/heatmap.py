@@ -19,7 +19,7 @@ from transformers import AutoImageProcessor, AutoTokenizer
 
 from llava_ial.address import Address, format_canonical, format_spoken, format_verbose
 from llava_ial.config import parse_config
-from llava_ial.data.clip import ClipCollator, clip_examples
+from llava_ial.data.clip import clip_examples
 from llava_ial.data.dataset import IALDataset
 from llava_ial.errors import UserError, run_command
 from llava_ial.evaluation.feature_space import mid_ranks
@@ -63,9 +63,11 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(settings.model)
     photos = encode_photos(
         model, rows, AutoImageProcessor.from_pretrained(settings.model, backend="pil"),
-        ClipCollator(tokenizer, model.max_text_length, text_kinds=()), device=torch.device(settings.device),
-        batch_size=64,
+        device=torch.device(settings.device), batch_size=64,
     )  # fmt: skip
+    if not len(photos.row):
+        raise UserError(f"split '{settings.split}': none of its {len(rows)} photos can be read")
+    samples = [samples[i] for i in photos.row.tolist()]
 
     def scores_of(texts: Sequence[str]) -> torch.Tensor:
         return (photos.features @ model.embed_texts(texts, tokenizer).T).cpu()  # (N, T)

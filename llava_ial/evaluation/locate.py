@@ -1,6 +1,6 @@
 """Where does the encoder put the photos of a split? Their features, and the place of the truth among all addresses."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,9 +8,8 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from llava_ial.data.clip import ClipCollator, ClipExample, ClipPhotos
+from llava_ial.data.clip import ClipExample, ClipPhotos
 from llava_ial.distributed import is_main_process
-from llava_ial.errors import UserError
 from llava_ial.evaluation.retrieval import street_ranks, sub_street_ranks
 from llava_ial.models.address_clip import AddressCLIP
 
@@ -20,14 +19,20 @@ class PhotoFeatures:
     """Features of photos with what is true of them.
 
     Attributes:
+        row: ``(N,)`` which of the asked photos these are; those that could not be read are not among them.
         features: ``(N, D)`` float32, length one.
         address_id: ``(N,)`` row of the true address in the gallery.
         xy_m: ``(N, 2)`` metres from a local origin.
     """
 
+    row: torch.Tensor
     features: torch.Tensor
     address_id: torch.Tensor
     xy_m: torch.Tensor
+
+    def map(self, change: Callable[[torch.Tensor], torch.Tensor]) -> "PhotoFeatures":
+        """The same change made to all tensors."""
+        return PhotoFeatures(change(self.row), change(self.features), change(self.address_id), change(self.xy_m))
 
 
 @torch.no_grad()
@@ -35,41 +40,43 @@ def encode_photos(
     model: AddressCLIP,
     examples: Sequence[ClipExample],
     image_processor: Any,
-    collator: ClipCollator,
     *,
     device: torch.device,
     batch_size: int,
     num_workers: int = 0,
 ) -> PhotoFeatures:
-    """Features of all photos, in their order.
+    """Features of all photos that can be read, in their order; of the others a warning is printed.
 
     Args:
         model: Whose image encoder is measured.
         examples: Photos with their true addresses.
         image_processor: Of the model.
-        collator: Of the model.
         device: Where the model is.
         batch_size: Photos at a time.
         num_workers: Processes that decode.
-
-    Raises:
-        UserError: A photo that cannot be read.
     """
     loader = DataLoader(
-        ClipPhotos(examples, image_processor), batch_size=batch_size, collate_fn=collator, num_workers=num_workers
+        ClipPhotos(examples, image_processor), batch_size=batch_size, collate_fn=list, num_workers=num_workers
     )
+    found: list[bool] = []
     rows = [torch.zeros(0, model.feature_width, device=device)]  # a share of a split may hold no photo
     was_training = model.training
     model.eval()
-    for batch in tqdm(loader, desc="locate", unit="batch", disable=not is_main_process(), leave=False):
-        if "error" in batch:
-            raise UserError(batch["error"])
-        rows.append(model.encode_images(batch["pixel_values"].to(device)).float())
+    for items in tqdm(loader, desc="locate", unit="batch", disable=not is_main_process(), leave=False):
+        found += ["error" not in item for item in items]
+        for item in items:
+            if "error" in item:
+                tqdm.write(f"not measured: {item['error']}")
+        if pixels := [item["pixel_values"] for item in items if "error" not in item]:
+            rows.append(model.encode_images(torch.stack(pixels).to(device)).float())
     model.train(was_training)
+    row = torch.tensor(found, dtype=torch.bool).nonzero().flatten()
+    known = [examples[i] for i in row.tolist()]
     return PhotoFeatures(
+        row.to(device),
         torch.cat(rows),
-        torch.tensor([example.address_id for example in examples], dtype=torch.int64, device=device),
-        torch.tensor([example.xy_m for example in examples], device=device).reshape(-1, 2),
+        torch.tensor([example.address_id for example in known], dtype=torch.int64, device=device),
+        torch.tensor([example.xy_m for example in known], device=device).reshape(-1, 2),
     )
 
 

@@ -2,9 +2,8 @@
 
 from functools import partial
 
-import torch
-
 from llava_ial import distributed
+from llava_ial.errors import UserError
 from llava_ial.evaluation.feature_space import alignment, distance_correlation, uniformity
 from llava_ial.evaluation.locate import PhotoFeatures, address_ranks, encode_photos
 from llava_ial.evaluation.retrieval import retrieval_metrics, street_classes
@@ -20,7 +19,11 @@ def measure_splits(run: ClipRun) -> dict[str, dict[str, float]]:
     """Metrics of each split to measure on; the same on every process.
 
     ``SSA@k``, ``SA@k`` with the gallery in its trained wording and, under ``spoken SSA@1`` and so on, in three others;
-    ``alignment``, ``uniformity`` and ``distance_correlation``, see ``evaluation.feature_space``.
+    ``alignment``, ``uniformity`` and ``distance_correlation``, see ``evaluation.feature_space``. Photos that cannot be
+    read are counted as ``num_unreadable``: a long training shall not end on one of them.
+
+    Raises:
+        UserError: No photo of a split can be read.
     """
     model = run.published_model()
     gallery = {
@@ -30,7 +33,10 @@ def measure_splits(run: ClipRun) -> dict[str, dict[str, float]]:
     metrics = {}
     for split in run.settings.eval_splits:
         photos = _features_of_split(run, split)
+        if not len(photos.features):
+            raise UserError(f"split '{split}': none of its {len(run.examples[split])} photos can be read")
         metrics[split] = retrieval_metrics(*address_ranks(photos, gallery[TRAINED], streets))
+        metrics[split]["num_unreadable"] = len(run.examples[split]) - len(photos.features)
         for wording in UNTRAINED:
             found = retrieval_metrics(*address_ranks(photos, gallery[wording], streets))
             metrics[split] |= {f"{wording} {name}": value for name, value in found.items() if "@" in name}
@@ -49,13 +55,10 @@ def _features_of_split(run: ClipRun, split: str) -> PhotoFeatures:
     examples, rank, world = run.examples[split], distributed.rank(), distributed.world_size()
     own = distributed.run_on_every_process(
         partial(
-            encode_photos, run.published_model(), examples[rank::world], run.image_processor, run.collator,
+            encode_photos, run.published_model(), examples[rank::world], run.image_processor,
             device=run.accelerator.device, batch_size=max(1, run.settings.batch_size // world),
             num_workers=run.settings.num_workers,
         )
     )  # fmt: skip
-    row = torch.arange(rank, len(examples), world, device=run.accelerator.device)
-    order = distributed.gather_with_gradient(row).argsort()
-    return PhotoFeatures(
-        *(distributed.gather_with_gradient(t)[order] for t in (own.features, own.address_id, own.xy_m))
-    )
+    order = distributed.gather_with_gradient(rank + world * own.row).argsort()
+    return own.map(lambda tensor: distributed.gather_with_gradient(tensor)[order])
