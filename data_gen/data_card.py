@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data_gen.streets import OSM_SUFFIXES
+from data_gen.map_files import OSM_SUFFIXES
 from llava_ial.records import AddressRecord, GalleryRecord, PhotoRecord
 from llava_ial.splits import SPLIT_NAMES
 

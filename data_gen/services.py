@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from data_gen.streets import plain_name
+from data_gen.map_files import plain_name
 from data_gen.web import AnswerCache, JsonClient, Manners
 from llava_ial.errors import UserError
 from llava_ial.geo import GeoPoint

@@ -1,10 +1,9 @@
 """The map: named streets as lines in metres, and neighbourhoods as polygons.
 
 Streets come from an OpenStreetMap extract (``.osm.pbf``) or from GeoJSON lines with the properties ``name`` and
-``highway``; neighbourhoods from GeoJSON polygons with the property ``name``.
+``highway``; neighbourhoods as ``data_gen.neighbourhoods`` finds them.
 """
 
-import json
 import math
 import re
 from collections.abc import Collection, Iterator, Sequence
@@ -17,6 +16,8 @@ import numpy.typing as npt
 import osmium
 import shapely
 
+from data_gen.map_files import OSM_SUFFIXES, load_features, plain_name
+from data_gen.neighbourhoods import load_neighbourhoods
 from llava_ial.errors import UserError
 from llava_ial.geo import GeoPoint, LocalFrame, distance_m
 
@@ -41,7 +42,6 @@ DEFAULT_HIGHWAYS = [name for name, rank in HIGHWAY_RANK.items() if rank < HIGHWA
 MARGIN_M = 1000.0
 _METRES_PER_DEGREE = 111_195.0
 _QUOTED = re.compile(r"""'([^']+)'|"([^"]+)\"""")
-OSM_SUFFIXES = (".osm.pbf", ".osm", ".osm.bz2", ".osm.gz")
 GEOJSON_SUFFIXES = (".geojson", ".json")
 
 # (name, highway class, [[lon, lat], ...])
@@ -60,6 +60,7 @@ class StreetMap:
         neighbourhoods: Names, sorted.
         polygons: ``(P,)`` their areas.
         bounds: South, west, north, east of the streets in degrees.
+        neighbourhood_source: Where the areas are from, as ``data_gen.neighbourhoods`` says it.
     """
 
     names: list[str]
@@ -70,6 +71,7 @@ class StreetMap:
     polygons: npt.NDArray[np.object_]
     frame: LocalFrame
     bounds: tuple[float, float, float, float]
+    neighbourhood_source: str = ""
 
     def to_xy_m(self, lat: npt.ArrayLike, lon: npt.ArrayLike) -> npt.NDArray[np.float64]:
         """Degrees, ``(N,)`` each, to metres ``(N, 2)``; NaN for a place more than about 1 km off the map."""
@@ -90,7 +92,7 @@ def load_street_map(streets: Path, highways: Collection[str], neighbourhoods: Pa
     Args:
         streets: ``.osm.pbf`` or GeoJSON.
         highways: Accepted values of OpenStreetMap's ``highway`` tag; a GeoJSON line without one is accepted.
-        neighbourhoods: GeoJSON polygons, optional.
+        neighbourhoods: GeoJSON polygons; None: what the extract knows of them.
 
     Raises:
         UserError: Unknown kind of file, unreadable, or no named street in it.
@@ -113,14 +115,15 @@ def load_street_map(streets: Path, highways: Collection[str], neighbourhoods: Pa
     kept = _first_of_each_way([name for name, _, _ in raw], lines)
     names = sorted({raw[i][0] for i in kept})
     index = {name: i for i, name in enumerate(names)}
-    polygon_names, polygons = _load_polygons(neighbourhoods, frame, bounds) if neighbourhoods else ([], [])
+    areas = load_neighbourhoods(neighbourhoods, streets, frame, bounds)
     return StreetMap(
         names=names,
         lines=np.asarray(lines)[kept],
         street=np.array([index[raw[i][0]] for i in kept], dtype=np.int64),
         rank=np.array([HIGHWAY_RANK.get(raw[i][1], HIGHWAY_RANK["residential"]) for i in kept], dtype=np.int64),
-        neighbourhoods=polygon_names,
-        polygons=np.array(polygons, dtype=object),
+        neighbourhoods=areas.names,
+        polygons=np.array(areas.polygons, dtype=object),
+        neighbourhood_source=areas.source,
         frame=frame,
         bounds=bounds,
     )
@@ -140,17 +143,6 @@ def load_city_name(streets: Path, middle: GeoPoint) -> str:
             away_m = distance_m(GeoPoint(node.lat, node.lon), middle)
             found.append((node.tags["place"] != "city", away_m, plain_name(node.tags["name"])))
     return min(found, default=(False, 0.0, ""))[2]
-
-
-def plain_name(name: str) -> str:
-    """A name without the marks that separate the parts of an address, so that every form of it parses back.
-
-    Example:
-        >>> plain_name(" Water and Wood  Street (upper deck), north")
-        'Water & Wood Street upper deck north'
-    """
-    name = name.replace(" and ", " & ").replace("(", " ").replace(")", " ").replace(",", " ").replace(";", " / ")
-    return " ".join(name.split())
 
 
 def _raw_lines(path: Path, highways: set[str]) -> Iterator[_RawLine]:
@@ -174,20 +166,22 @@ def _osm_lines(path: Path, highways: set[str]) -> Iterator[_RawLine]:
             .with_locations()
             .with_filter(osmium.filter.EntityFilter(osmium.osm.WAY))
             .with_filter(osmium.filter.KeyFilter("highway"))
-            .with_filter(osmium.filter.KeyFilter("name"))
+            .with_filter(osmium.filter.KeyFilter("name", "ref"))
         )
         for way in ways:
-            if way.tags["highway"] in highways:
+            # A road without a name is called by its number. In a tunnel no position is measured: whoever stands above
+            # it is not on it.
+            if way.tags["highway"] in highways and way.tags.get("tunnel") != "yes":
                 # A clipped extract names nodes that it does not hold.
                 places = [(node.lon, node.lat) for node in way.nodes if node.location.valid()]
                 if len(places) >= 2:
-                    yield way.tags["name"], way.tags["highway"], np.array(places)
+                    yield way.tags.get("name") or way.tags["ref"], way.tags["highway"], np.array(places)
     except (RuntimeError, OSError) as error:
         raise UserError(f"streets: {path}: not a readable OpenStreetMap file: {error}") from error
 
 
 def _geojson_lines(path: Path, highways: set[str]) -> Iterator[_RawLine]:
-    for properties, geometry in _load_features(path, "streets"):
+    for properties, geometry in load_features(path, "streets"):
         names = _texts(properties.get("name"))
         classes = _texts(properties.get("highway"))
         if not names or (classes and not highways & set(classes)):
@@ -213,38 +207,3 @@ def _first_of_each_way(names: Sequence[str], lines: npt.NDArray[np.object_]) -> 
     for i, key in enumerate(zip(names, keys.tolist(), strict=True)):
         first.setdefault(key, i)
     return list(first.values())
-
-
-def _load_polygons(
-    path: Path, frame: LocalFrame, bounds: tuple[float, float, float, float]
-) -> tuple[list[str], list[Any]]:
-    south, west, north, east = bounds
-    region = shapely.box(west - 0.1, south - 0.1, east + 0.1, north + 0.1)
-    found: list[tuple[str, Any]] = []
-    for properties, geometry in _load_features(path, "neighbourhoods"):
-        name = properties.get("name")
-        is_area = shapely.get_type_id(geometry) in (3, 6)
-        # A polygon far off the streets has no place in this frame.
-        if not isinstance(name, str) or not plain_name(name) or not is_area or not region.intersects(geometry):
-            continue
-        in_metres = shapely.transform(geometry, lambda c: frame.to_xy_m(c[:, 1], c[:, 0]))
-        found.append((plain_name(name), shapely.make_valid(in_metres)))
-    if not found:
-        raise UserError(f"neighbourhoods: {path} holds no polygon with a 'name' in the region of the streets")
-    found.sort(key=lambda item: item[0])
-    for _, polygon in found:
-        shapely.prepare(polygon)
-    return [name for name, _ in found], [polygon for _, polygon in found]
-
-
-def _load_features(path: Path, field: str) -> Iterator[tuple[dict[str, Any], Any]]:
-    """Properties and geometry in degrees of each feature of a GeoJSON file."""
-    try:
-        loaded = json.loads(path.read_text(encoding="utf-8"))
-        features = loaded["features"]
-        geometries = shapely.from_geojson([json.dumps(feature["geometry"]) for feature in features])
-    except (OSError, ValueError, KeyError, TypeError, shapely.GEOSException) as error:
-        raise UserError(f"{field}: {path}: not a GeoJSON feature collection: {error}") from error
-    for feature, geometry in zip(features, geometries, strict=True):
-        if geometry is not None:
-            yield feature.get("properties") or {}, geometry

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import shapely
 
-from data_gen.streets import DEFAULT_HIGHWAYS, load_city_name, load_street_map, plain_name
+from data_gen.map_files import plain_name
+from data_gen.streets import DEFAULT_HIGHWAYS, load_city_name, load_street_map
 from llava_ial.address import is_plain_name
 from llava_ial.errors import UserError
 from llava_ial.geo import GeoPoint
