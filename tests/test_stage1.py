@@ -309,6 +309,18 @@ def test_averages_and_low_rank_updates_resume_bitwise_and_are_published_plain(
     assert tower_hash(clip.vision_model) != tower_hash(CLIPModel.from_pretrained(world / "base").vision_model)
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # of torch's compiler itself
+def test_compiled_encoders_train_to_the_same_weights(tmp_path: Path, train, world):
+    options = {"num_epochs": 2, "batch_size": 8, "ema_decay": 0.5, "learning_rate": 1e-4}
+    plain, compiled = train(tmp_path / "a", **options), train(tmp_path / "b", compile=True, **options)
+    one, other = (load_file(folder / "model.safetensors") for folder in (plain, compiled))
+    base = load_file(world / "base" / "model.safetensors")
+    moved = sum((one[name] - base[name]).norm() ** 2 for name in one) ** 0.5
+    parted = sum((one[name] - other[name]).norm() ** 2 for name in one) ** 0.5
+    assert parted < 0.05 * moved
+
+
 class MemoryTracker(GeneralTracker):
     """Keeps what it is told."""
 
