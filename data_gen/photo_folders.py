@@ -62,14 +62,19 @@ def read_pitts250k(
     positions = [(row[east], row[north]) for row in read_csv_rows(utm_table, (east, north))]
     files = list_photo_files(image_root)
     numbers = [pitts_panorama(file.name) for file in files]
-    last = max((int(number) for number in numbers if number), default=-1)
+    is_query = [any(part.startswith("queries") for part in f.relative_to(image_root).parts) for f in files]
+    own = [int(number) for number, other in zip(numbers, is_query, strict=True) if number and not other]
+    last = max(own, default=-1)
     per_panorama = _CROPS if len(positions) >= _CROPS * (last + 1) else 1
     if last >= len(positions):
         raise UserError(f"photos_csv: {utm_table} has {len(positions)} rows, but the photos go up to panorama {last}")
     photos: list[PhotoRecord] = []
     dropped: list[DroppedRecord] = []
-    for file, number in zip(files, numbers, strict=True):
+    for file, number, other in zip(files, numbers, is_query, strict=True):
         path = file.relative_to(image_root).as_posix()
+        if other:  # captured apart and numbered from zero again: the table does not speak of them
+            dropped.append(DroppedRecord(path, STEP, "no_position"))
+            continue
         if number is None:
             dropped.append(DroppedRecord(path, STEP, "not_a_pitts250k_name"))
             continue

@@ -21,6 +21,7 @@ from llava_ial.geo import GeoPoint, distance_m
 
 _ZONE = re.compile(r"(\d{1,2})\s*([NS])", re.IGNORECASE)
 _PITTS = re.compile(r"(\d{6})_pitch\d+_yaw\d+$")
+_THOUSAND = re.compile(r"\d{3}")  # the folder of a thousand panoramas
 _ZONE_ERROR_M = 5_000.0  # degrees in names are rounded, but never by kilometres; the next zone is hundreds away
 _NUM_FIELDS = 15  # without the suffix
 
@@ -60,12 +61,20 @@ def parse_zone(text: str) -> UtmZone:
 def pitts_panorama(image_path: str) -> str | None:
     """The panorama that a Pitts250k file name states, None for any other name.
 
+    The queries were captured apart and are numbered from zero again: the folder is part of the name.
+
     Example:
         >>> pitts_panorama("000/000829_pitch1_yaw12.jpg")
         '000829'
+        >>> pitts_panorama("queries_real/000/000829_pitch1_yaw12.jpg")
+        'queries_real/000829'
     """
-    match = _PITTS.search(PurePosixPath(image_path).stem)
-    return match[1] if match else None
+    path = PurePosixPath(image_path)
+    match = _PITTS.search(path.stem)
+    if not match:
+        return None
+    folders = [part for part in path.parts[:-1] if not _THOUSAND.fullmatch(part)]
+    return "/".join([*folders, match[1]])
 
 
 @dataclass(frozen=True)

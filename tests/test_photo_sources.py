@@ -20,7 +20,7 @@ from data_gen.photo_names import UtmZone, parse_photo_name, parse_zone
 from data_gen.photos import PhotoColumns, group_panoramas, read_photo_table
 from llava_ial.data.dataset import IALDataset
 from llava_ial.errors import UserError
-from llava_ial.records import PhotoRecord
+from llava_ial.records import PhotoRecord, read_records
 from tests.grid_town import draw_photo
 
 SAN_FRANCISCO = (37.7749, -122.4194)
@@ -91,6 +91,7 @@ def test_pitts250k_layout(tmp_path: Path, rows_per_panorama: int) -> None:
         for view in (1, 12):
             draw_photo(tmp_path / "000" / f"{panorama:06d}_pitch1_yaw{view}.jpg", panorama * 24 + view)
     draw_photo(tmp_path / "000" / "other.jpg", 99)
+    draw_photo(tmp_path / "queries_real" / "000" / "000007_pitch1_yaw1.jpg", 98)
     lines = ["utm_east,utm_north"]
     for panorama in range(3):
         lines += [f"{584_000 + 10 * panorama},4477000"] * rows_per_panorama
@@ -104,7 +105,10 @@ def test_pitts250k_layout(tmp_path: Path, rows_per_panorama: int) -> None:
     ]
     east = [utm.from_latlon(p.lat, p.lon)[0] for p in table.photos]
     assert east == pytest.approx([584_000, 584_000, 584_020, 584_020], abs=0.01)
-    assert _reasons(table) == {"000/other.jpg": "not_a_pitts250k_name"}
+    assert _reasons(table) == {
+        "000/other.jpg": "not_a_pitts250k_name",
+        "queries_real/000/000007_pitch1_yaw1.jpg": "no_position",
+    }
     (tmp_path / "utm.csv").write_text("utm_east,utm_north\n584000,4477000\n")
     with pytest.raises(UserError, match="has 1 rows, but the photos go up to panorama 2"):
         read_pitts250k(tmp_path, tmp_path / "utm.csv", PITTSBURGH, "utm_east", "utm_north")
@@ -307,4 +311,11 @@ def test_pittsburgh_names_become_addresses(monkeypatch: pytest.MonkeyPatch, shar
     counts = IALDataset(tmp_path / "data").manifest["counts"]
     assert counts["steps"]["photos"] == {"in": 16816, "out": 16816, "dropped": {}}
     assert set(counts["steps"]["addresses"]["dropped"]) == {"in_buffer", "ambiguous_in_test"}
+    photos = read_records(tmp_path / "data" / "photos", PhotoRecord)
+    places: dict[str | None, set[tuple[float, float]]] = {}
+    for photo in photos:
+        places.setdefault(photo.panorama_id, set()).add((photo.lat, photo.lon))
+    # Queries and database have numbers in common, which are no panoramas in common.
+    assert all(len(found) == 1 for found in places.values())
+    assert len({place for found in places.values() for place in found}) == 700
     assert json.loads((tmp_path / "data" / "leakage.json").read_text())["nearest_train_m_quantiles"]["p0"] > 50
