@@ -17,6 +17,7 @@ import numpy.typing as npt
 from PIL import Image
 from tqdm import tqdm
 
+from llava_ial.address import Address, CrossStreet, format_verbose
 from llava_ial.errors import UserError
 
 FIRST_PRETRAINING_SEED = 1000  # the generator gives seeds from here on names that no demo city uses
@@ -31,7 +32,7 @@ class CityPhotos:
     city: npt.NDArray[np.int64]
 
 
-def generate_cities(folder: Path, seeds: Sequence[int], *, photos: int, pixels: int, size: str = "small") -> list[Path]:
+def generate_cities(folder: Path, seeds: Sequence[int], *, photos: int, pixels: int, size: str) -> list[Path]:
     """Makes the cities that are not there yet, one after the other; each is complete or absent.
 
     Raises:
@@ -49,13 +50,20 @@ def generate_cities(folder: Path, seeds: Sequence[int], *, photos: int, pixels: 
     return cities
 
 
-def load_cities(cities: Sequence[Path]) -> CityPhotos:
-    """Decodes every photo of the cities once (threads; Pillow releases the interpreter while it decodes)."""
+def load_cities(cities: Sequence[Path], *, per_city: int | None = None) -> CityPhotos:
+    """Decodes the photos of the cities once (threads; Pillow releases the interpreter while it decodes).
+
+    Args:
+        cities: Folders of finished cities.
+        per_city: So many photos of each, evenly spread over its table; none takes all.
+    """
     files: list[Path] = []
     captions: list[str] = []
     index: list[int] = []
     for number, city in enumerate(cities):
         rows = list(csv.DictReader(io.StringIO((city / "captions.csv").read_text(encoding="utf-8"))))
+        if per_city is not None and per_city < len(rows):
+            rows = [rows[i * len(rows) // per_city] for i in range(per_city)]
         files += [city / row["image_path"] for row in rows]
         captions += [row["caption"] for row in rows]
         index += [number] * len(rows)
@@ -63,6 +71,21 @@ def load_cities(cities: Sequence[Path]) -> CityPhotos:
         images = pool.map(_decode, files, chunksize=256)
         pixels = np.stack(list(tqdm(images, total=len(files), desc="photos", unit="photo")))
     return CityPhotos(pixels, captions, np.array(index))
+
+
+def invented_addresses(cities: Sequence[Path], *, per_city: int, seed: int) -> list[str]:
+    """Address-shaped texts of the cities' own names, put together at random: what a tokenizer must know, no truth."""
+    draw = np.random.default_rng(seed)
+    texts: list[str] = []
+    for city in cities:
+        rows = list(csv.DictReader(io.StringIO((city / "truth.csv").read_text(encoding="utf-8"))))
+        streets = sorted({row["street"] for row in rows})
+        neighbourhoods = sorted({row["neighbourhood"] for row in rows})
+        for _ in range(per_city):
+            street, first, second = (streets[i] for i in draw.choice(len(streets), 3, replace=False))
+            where = neighbourhoods[draw.integers(len(neighbourhoods))]
+            texts.append(format_verbose(Address(street, where, (CrossStreet(first), CrossStreet(second)))))
+    return texts
 
 
 def _decode(path: Path) -> npt.NDArray[np.uint8]:

@@ -35,6 +35,7 @@ from llava_ial.records import CaptionRecord, read_records
 KIND = "base_clip"
 BEGIN, END = "<|startoftext|>", "<|endoftext|>"
 CONTEXT_LENGTH = 77  # of every published CLIP
+HEAD_WIDTH = 32  # half of CLIP's: towers as narrow as these would have one or two heads
 EXAMPLE_TEXT = "located in the Old Town, specifically on a section of Elm Way that near Dune Road"
 
 
@@ -212,7 +213,7 @@ def _read_texts(source: Path) -> Iterator[str]:
 
 
 def _tower(width: int, layers: int) -> dict[str, int]:
-    heads = max(1, width // 64)
+    heads = max(1, width // HEAD_WIDTH)
     return {
         "hidden_size": width,
         "intermediate_size": 4 * width,
@@ -226,8 +227,8 @@ def _check_sizes(config: BaseClipConfig) -> None:
         raise UserError(f"patch_size {config.patch_size} does not divide image_size {config.image_size}")
     for name in ("vision_width", "text_width"):
         value = getattr(config, name)
-        if value < 1 or value % max(1, value // 64):
-            raise UserError(f"{name} {value}: give a multiple of 64, or less than 64")
+        if value < 1 or value % max(1, value // HEAD_WIDTH):
+            raise UserError(f"{name} {value}: give a multiple of {HEAD_WIDTH}, or less than {HEAD_WIDTH}")
     for name in ("vision_layers", "text_layers", "embed_dim"):
         if getattr(config, name) < 1:
             raise UserError(f"{name} {getattr(config, name)}: must be at least 1")

@@ -26,8 +26,15 @@ from llava_ial.errors import run_command
 from llava_ial.manifest import FolderState, claim_folder, publish_manifest, write_json
 from llava_ial.models.identity import tower_hash
 from train.toy_base.augment import augment
-from train.toy_base.cities import FIRST_PRETRAINING_SEED, CityPhotos, generate_cities, load_cities
+from train.toy_base.cities import (
+    FIRST_PRETRAINING_SEED,
+    CityPhotos,
+    generate_cities,
+    invented_addresses,
+    load_cities,
+)
 from train.toy_base.clip import build_clip_config, build_image_processor, train_clip_tokenizer
+from train.toy_base.snapshot import Snapshot
 
 KIND = "toy_clip"
 
@@ -38,49 +45,63 @@ class Settings:
 
     output: Path = field(metadata={"help": "folder of the model"})
     cities: Path = field(default=Path("runs/toy_base/cities"), metadata={"help": "generated cities are kept here"})
-    num_cities: int = field(default=40, metadata={"help": "cities to train on"})
+    num_cities: int = field(default=48, metadata={"help": "cities to train on"})
+    city_size: str = field(default="medium", metadata={"help": "size of each, as the generator names it"})
     photos_per_city: int = field(default=1500, metadata={"help": "photos in each"})
     held_out_cities: int = field(default=1, metadata={"help": "of these, never trained on: they measure"})
     image_size: int = field(default=112, metadata={"help": "side of a photo in pixels"})
-    patch_size: int = field(default=16, metadata={"help": "side of a patch in pixels"})
-    vision_width: int = field(default=160, metadata={"help": "hidden size of the vision tower"})
+    patch_size: int = field(default=14, metadata={"help": "side of a patch in pixels"})
+    vision_width: int = field(default=128, metadata={"help": "hidden size of the vision tower"})
     vision_layers: int = field(default=6, metadata={"help": "layers of the vision tower"})
     text_width: int = field(default=128, metadata={"help": "hidden size of the text tower"})
-    text_layers: int = field(default=3, metadata={"help": "layers of the text tower"})
+    text_layers: int = field(default=2, metadata={"help": "layers of the text tower"})
     embed_dim: int = field(default=128, metadata={"help": "dimension of the shared space"})
     vocab_size: int = field(default=2048, metadata={"help": "entries of the byte-level BPE"})
-    steps: int = field(default=4000, metadata={"help": "optimiser steps"})
+    steps: int = field(default=2600, metadata={"help": "optimiser steps"})
     batch_size: int = field(default=192, metadata={"help": "photos a step"})
     learning_rate: float = field(default=1e-3, metadata={"help": "peak of the cosine"})
     weight_decay: float = field(default=0.1, metadata={"help": "on matrices"})
     warmup_steps: int = field(default=200, metadata={"help": "linear warm-up"})
-    min_crop: float = field(default=0.5, metadata={"help": "smallest share of a photo's area that a crop keeps"})
+    min_crop: float = field(default=0.6, metadata={"help": "smallest share of a photo's area that a crop keeps"})
     seed: int = field(default=0, metadata={"help": "of weights, order and augmentation"})
+    snapshot_every: int = field(
+        default=200, metadata={"help": "steps between snapshots, from which a stopped run goes on"}
+    )
+
+
+_NOT_IDENTITY = ("output", "cities", "snapshot_every")
 
 
 def main() -> None:
     """Generates the cities, trains, measures and saves."""
     (settings,) = parse_config(Settings, description=__doc__ or "")
-    identity = {k: v for k, v in asdict(settings).items() if k not in ("output", "cities")}
+    identity = {k: v for k, v in asdict(settings).items() if k not in _NOT_IDENTITY}
     if claim_folder(settings.output, KIND, identity) is FolderState.COMPLETE:
         print(f"{settings.output}: already complete")
         return
     started = time.time()
     seeds = list(range(FIRST_PRETRAINING_SEED, FIRST_PRETRAINING_SEED + settings.num_cities))
-    made = generate_cities(settings.cities, seeds, photos=settings.photos_per_city, pixels=settings.image_size)
+    made = generate_cities(
+        settings.cities, seeds, photos=settings.photos_per_city, pixels=settings.image_size, size=settings.city_size
+    )
     photos = load_cities(made)
-    model, tokenizer, log = train(settings, photos)
+    # Scene descriptions hold no word of an address; without such words a street's name would be spelt out in letters.
+    addresses = invented_addresses(made, per_city=200, seed=settings.seed)
+    tokenizer = train_clip_tokenizer([*photos.captions, *addresses], vocab_size=settings.vocab_size)
+    model, log = train(settings, photos, tokenizer)
     save(settings, model, tokenizer, log)
     facts = {"tower_hash": tower_hash(model.vision_model), "city_seeds": seeds, "held_out": log[-1]}
+    (settings.output / "snapshot.pt").unlink(missing_ok=True)
     write_json(settings.output / "run.json", {"seconds": round(time.time() - started), "cpu_count": os.cpu_count()})
     publish_manifest(settings.output, KIND, identity, **facts)
 
 
-def train(settings: Settings, photos: CityPhotos) -> tuple[CLIPModel, PreTrainedTokenizerBase, list[dict[str, float]]]:
-    """The contrastive loop; returns model, tokenizer and the log, whose last entry is measured on held-out cities."""
+def train(
+    settings: Settings, photos: CityPhotos, tokenizer: PreTrainedTokenizerBase
+) -> tuple[CLIPModel, list[dict[str, float]]]:
+    """The contrastive loop; returns the model and the log, whose last entry is measured on held-out cities."""
     torch.manual_seed(settings.seed)
     generator = torch.Generator().manual_seed(settings.seed)
-    tokenizer = train_clip_tokenizer(photos.captions, vocab_size=settings.vocab_size)
     model = CLIPModel(_config(settings, tokenizer))
     pixels = torch.from_numpy(photos.pixels).permute(0, 3, 1, 2)
     tokens = tokenizer(photos.captions, padding=True, truncation=True, max_length=77, return_tensors="pt")
@@ -88,10 +109,12 @@ def train(settings: Settings, photos: CityPhotos) -> tuple[CLIPModel, PreTrained
     pool = torch.nonzero(~held_out).flatten()
     optimizer = torch.optim.AdamW(_groups(model, settings.weight_decay), lr=settings.learning_rate, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _cosine(step, settings))
-    log: list[dict[str, float]] = []
-    order = torch.empty(0, dtype=torch.long)
+    snapshot = Snapshot(settings.output / "snapshot.pt", model, optimizer, schedule, generator)
+    first, order, log = snapshot.load()
     model.train()
-    for step in (bar := tqdm(range(settings.steps), desc="toy-clip", unit="step")):
+    for step in (bar := tqdm(range(first, settings.steps), desc="toy-clip", unit="step", initial=first)):
+        if step % settings.snapshot_every == 0 and step > first:
+            snapshot.save(step, order, log)
         if len(order) < settings.batch_size:
             order = pool[torch.randperm(len(pool), generator=generator)]
         rows, order = order[: settings.batch_size], order[settings.batch_size :]
@@ -114,7 +137,7 @@ def train(settings: Settings, photos: CityPhotos) -> tuple[CLIPModel, PreTrained
             bar.set_postfix(loss=f"{loss.item():.3f}", scale=f"{model.logit_scale.exp().item():.1f}")
     log.append(measure(model, pixels[held_out], tokens.input_ids[held_out], tokens.attention_mask[held_out]))
     print(f"held-out cities: {log[-1]}")
-    return model, tokenizer, log
+    return model, log
 
 
 @torch.no_grad()
