@@ -2,16 +2,16 @@
 # Each makes .venv and installs what it needs; finished steps are reused.
 
 PYTHON ?= python3.11
+SEED ?= 7
+PRESET ?= short
 SERVE ?= 1
-RUN ?= runs/demo
-SHARED ?= ../shared/data
 
 BIN := .venv/bin
 READY := .venv/.ready
 SHELL := bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint format bench clean
+.PHONY: help setup demo chain test test-slow lint format bench clean
 
 # Tiny models on few cores: one thread a process is ten times faster than many. Read before torch is imported.
 export OMP_NUM_THREADS ?= 1
@@ -33,8 +33,11 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-demo: $(READY)  ## the whole chain on a few photos, then the chat (SERVE=0 stops before it)
-	@PATH="$(CURDIR)/$(BIN):$$PATH" RUN=$(RUN) SHARED=$(SHARED) SERVE=$(SERVE) bash train/demo.sh
+demo: $(READY)  ## everything on an invented town, then the chat (SEED=7 PRESET=short|long SERVE=0 stops before it)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" SEED=$(SEED) PRESET=$(PRESET) SERVE=$(SERVE) bash train/demo.sh
+
+chain: $(READY)  ## the same commands on a few real photos, learned by heart: is everything connected?
+	@PATH="$(CURDIR)/$(BIN):$$PATH" bash train/chain.sh
 
 test: $(READY)  ## the fast tests (offline, CPU)
 	$(BIN)/python -m pytest -q -n 2 -m 'not slow and not gpu and not network'

@@ -173,7 +173,7 @@ def test_bad_options_are_told_in_one_line_and_leave_nothing(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", ["stage2_demo.yaml", "pitts_ial_llava.yaml"])
+@pytest.mark.parametrize("name", ["stage2_chain.yaml", "stage2_demo.yaml", "pitts_ial_llava.yaml"])
 def test_configs_name_options_that_exist(name: str) -> None:
     known = {item.name for kind in (LlavaSettings, LlavaArguments) for item in fields(kind)}
     settings = load_yaml(ROOT / "train/configs" / name)

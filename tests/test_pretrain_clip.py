@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,11 +13,14 @@ from transformers import CLIPModel, CLIPProcessor
 from llava_ial.errors import UserError
 from train.toy_base.augment import augment
 from train.toy_base.cities import generate_cities
+from train.toy_base.clip import build_clip_config, train_clip_tokenizer
+from train.toy_base.mimetic import initialise_mimetic
+from train.toy_base.snapshot import Snapshot
 
 
 def test_a_demo_seed_is_refused_before_anything_is_made(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="seed 7: base models are trained on seeds from 1000 on"):
-        generate_cities(tmp_path, [1000, 7], photos=4, pixels=112)
+        generate_cities(tmp_path, [1000, 7], photos=4, pixels=112, size="small")
     assert not list(tmp_path.iterdir())
 
 
@@ -30,12 +34,70 @@ def test_augmentation_repeats_with_its_generator_and_never_mirrors() -> None:
     assert 0 <= first.min() <= first.max() <= 1
 
 
+def test_mimetic_attention_starts_near_its_target_and_leaves_the_rest() -> None:
+    config = build_clip_config(
+        train_clip_tokenizer(["a house"], vocab_size=600),
+        image_size=32, patch_size=8, vision_width=64, vision_layers=1, text_width=32, text_layers=1, embed_dim=16,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    tower = CLIPModel(config).vision_model
+    before = {name: tensor.clone() for name, tensor in tower.state_dict().items()}
+    initialise_mimetic(tower, torch.Generator().manual_seed(1))
+    changed = {name for name, tensor in tower.state_dict().items() if not torch.equal(tensor, before[name])}
+    weights = {f"encoder.layers.0.self_attn.{part}.weight" for part in ("q_proj", "k_proj", "v_proj", "out_proj")}
+    assert changed == weights | {"embeddings.position_embedding.weight"}
+    attention = tower.encoder.layers[0].self_attn
+    mean_of_diagonal = (attention.out_proj.weight @ attention.v_proj.weight).diagonal().mean().item()
+    assert mean_of_diagonal == pytest.approx(-0.4, abs=0.1)
+    # Rank 32 of 64 for each head: the strongest half of the spectrum is kept.
+    assert (attention.q_proj.weight[:32].T @ attention.k_proj.weight[:32]).diagonal().mean() > 0.3
+    positions = tower.embeddings.position_embedding.weight[1:]
+    near, far = positions[0] @ positions[1], positions[0] @ positions[-1]
+    assert near > far
+
+
+def test_a_snapshot_brings_everything_back(tmp_path: Path) -> None:
+    def parts() -> tuple[torch.nn.Linear, torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+        model = torch.nn.Linear(3, 1)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+        return model, optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer)
+
+    def steps(snapshot_parts: tuple[Any, ...], generator: torch.Generator, count: int) -> None:
+        model, optimizer, schedule = snapshot_parts
+        for _ in range(count):
+            model(torch.randn(4, 3, generator=generator)).square().mean().backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            schedule.step()
+
+    whole, generator = parts(), torch.Generator().manual_seed(5)
+    steps(whole, generator, 3)
+    snapshot = Snapshot(tmp_path / "snapshot.pt", *whole, generator)
+    snapshot.save(3, torch.tensor([4, 2]), [{"step": 3.0}])
+    steps(whole, generator, 4)
+    again, fresh = parts(), torch.Generator()
+    step, order, log = Snapshot(tmp_path / "snapshot.pt", *again, fresh).load()
+    assert (step, order.tolist(), log) == (3, [4, 2], [{"step": 3.0}])
+    steps(again, fresh, 4)
+    assert torch.equal(whole[0].weight, again[0].weight)
+    assert [path.name for path in tmp_path.iterdir()] == ["snapshot.pt"]
+
+
 @pytest.mark.slow
 def test_a_few_steps_write_a_plain_clip_folder_and_repeat_bit_for_bit(tmp_path: Path) -> None:
     weights = []
     for name in ("a", "b"):
         command = [sys.executable, "-m", "train.toy_base.pretrain_clip", "--output", str(tmp_path / name)]
-        command += ["--cities", str(tmp_path / "cities"), "--num_cities", "2", "--photos_per_city", "300"]
+        command += [
+            "--cities",
+            str(tmp_path / "cities"),
+            "--num_cities",
+            "2",
+            "--photos_per_city",
+            "300",
+            "--city_size",
+            "small",
+        ]
         command += ["--steps", "3", "--batch_size", "16", "--warmup_steps", "1", "--vision_layers", "2"]
         subprocess.run(command, check=True, capture_output=True, timeout=200)
         weights.append(CLIPModel.from_pretrained(tmp_path / name).state_dict())
@@ -44,3 +106,5 @@ def test_a_few_steps_write_a_plain_clip_folder_and_repeat_bit_for_bit(tmp_path: 
     manifest = json.loads((tmp_path / "a" / "manifest.json").read_text())
     assert manifest["city_seeds"] == [1000, 1001]
     assert set(manifest["held_out"]) == {"recall@1", "recall@5"}
+    assert "seeds 1000 to 1001" in (tmp_path / "a" / "README.md").read_text()
+    assert not (tmp_path / "a" / "snapshot.pt").exists()

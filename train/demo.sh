@@ -1,15 +1,25 @@
 #!/usr/bin/env bash
-# The whole chain on a few photos, through the commands that a user runs. `make demo` starts it.
+# The whole project on an invented town, through the commands that a user runs. `make demo` starts it.
 #
-#   RUN     where everything is written (runs/demo); a finished step found there is reused
-#   SHARED  folder of real data; without its stuttgart/ the project draws a tiny town instead
+#   SEED    which town (7); any whole number below 1000
+#   PRESET  short: a small town, minutes on two CPU cores; long: a medium one, about an hour; tiny: to see that it runs
+#   RUN     where everything is written (runs/demo for the short one); a finished step found there is reused
 #   SERVE   1: open the chat at the end; 0: stop before it
 set -euo pipefail
 
-RUN=${RUN:-runs/demo} SHARED=${SHARED:-../shared/data} SERVE=${SERVE:-1}
+SEED=${SEED:-7} PRESET=${PRESET:-short} SERVE=${SERVE:-1}
+if [ "$PRESET$SEED" = short7 ]; then RUN=${RUN:-runs/demo}; else RUN=${RUN:-runs/demo_${PRESET}_$SEED}; fi
+BASES=train/toy_base/models
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} DS_ACCELERATOR=${DS_ACCELERATOR:-cpu} HF_HUB_OFFLINE=1
-started=$SECONDS
 
+case $PRESET in
+  tiny) size=tiny stage1=(--num_epochs 4) stage2=(--num_train_epochs 1) ;;
+  short) size=small stage1=() stage2=() ;;
+  long) size=medium stage1=(--num_epochs 120) stage2=(--num_train_epochs 10) ;;
+  *) echo "error: PRESET=$PRESET: allowed: short, long, tiny" >&2; exit 2 ;;
+esac
+
+started=$SECONDS
 step() { # step TITLE COMMAND...: a headline, the command, the time it took
   local title=$1 begun=$SECONDS
   shift
@@ -18,41 +28,27 @@ step() { # step TITLE COMMAND...: a headline, the command, the time it took
   printf -- '-- %s: %d s\n' "$title" "$((SECONDS - begun))"
 }
 
-# 1. Photos, positions and a street map become addresses, captions and conversations.
-clip_tokenizer=()
-if [ -d "$SHARED/stuttgart" ]; then
-  step "data: photos of Stuttgart" python -m data_gen.build --config data_gen/configs/stuttgart_demo.yaml \
-    --output "$RUN/data" --image_root "$SHARED/stuttgart" \
-    --photos_csv "$SHARED/stuttgart/mapillary_positions.csv" --streets "$SHARED/stuttgart/streets.geojson"
-  clip_tokenizer=(--tokenizer "$SHARED/tokenizers/clip")
-else
-  step "a drawn town" python -m data_gen.toy_city --seed 7 --size tiny --output "$RUN/city"
-  step "data: photos of the drawn town" python -m data_gen.build --config data_gen/configs/toy_city.yaml \
-    --output "$RUN/data" --image_root "$RUN/city" --photos_csv "$RUN/city/photos.csv" \
-    --streets "$RUN/city/city.osm.pbf" --neighbourhoods "$RUN/city/neighbourhoods.geojson" \
-    --captions_csv "$RUN/city/captions.csv"
-fi
+# 1. A town with its map and its photos, and from them addresses, captions and conversations.
+step "a town" python -m data_gen.toy_city --seed "$SEED" --size "$size" --output "$RUN/city"
+step "data" python -m data_gen.build --config data_gen/configs/toy_city.yaml \
+  --output "$RUN/data" --image_root "$RUN/city" --photos_csv "$RUN/city/photos.csv" \
+  --streets "$RUN/city/city.osm.pbf" --neighbourhoods "$RUN/city/neighbourhoods.geojson" \
+  --captions_csv "$RUN/city/captions.csv"
 
-# 2. Stage 1: AddressCLIP with its three losses, two processes. The tiny CLIP has random weights.
-step "base: a tiny CLIP" python -m train.toy_base.clip --output "$RUN/base_clip" --data "$RUN/data" "${clip_tokenizer[@]}"
+# 2. Stage 1: toy-clip, which has seen other towns, becomes the AddressCLIP of this one. Two processes.
 step "stage 1: AddressCLIP" accelerate launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no \
   --dynamo_backend no train/stage1_clip.py --config train/configs/stage1_demo.yaml \
-  --data "$RUN/data" --base "$RUN/base_clip" --output "$RUN/stage1"
+  --data "$RUN/data" --base "$BASES/toy-clip" --output "$RUN/stage1" "${stage1[@]}"
 
-# 3. Stage 2: LoRA on the language model and the whole projector, DeepSpeed ZeRO-2, two processes.
-#    A random LLaMA knows no words, so the tiny one is first pretrained on the text of the questions and answers.
-step "base: a tiny LLaVA" python -m train.toy_base.llava --clip "$RUN/base_clip" --data "$RUN/data" \
-  --output "$RUN/base_llava"
+# 3. Stage 2: toy-llava with that encoder's tower; LoRA and projector, DeepSpeed ZeRO-2, two processes.
 step "stage 2: LLaVA-IAL" deepspeed --num_gpus 2 train/stage2_llava.py --config train/configs/stage2_demo.yaml \
-  --data "$RUN/data" --base "$RUN/base_llava" --clip "$RUN/stage1" --output_dir "$RUN/stage2"
+  --data "$RUN/data" --base "$BASES/toy-llava" --clip "$RUN/stage1" --output_dir "$RUN/stage2" "${stage2[@]}"
 
-# 4. Every question in batches: a memorisation check on the training photos, and the photos it never saw.
-step "evaluation: training photos" python -m serve.evaluate --model "$RUN/stage2" --data "$RUN/data" --split train \
-  --output "$RUN/evaluation_train"
-step "evaluation: test photos" python -m serve.evaluate --model "$RUN/stage2" --data "$RUN/data" --split test \
-  --output "$RUN/evaluation_test"
+# 4. Photos from another day: every question in batches, beside what needs no training in this town.
+step "evaluation" python -m serve.evaluate --model "$RUN/stage2" --data "$RUN/data" --split test \
+  --baselines "$BASES/toy-clip" --output "$RUN/evaluation"
 
-printf '\nall steps: %d s\n' "$((SECONDS - started))"
+printf '\nall steps: %d s\nreport: %s\n' "$((SECONDS - started))" "$RUN/evaluation/report.html"
 
-# 5. The chat.
-[ "$SERVE" = 0 ] || exec python -m serve.chat --model "$RUN/stage2"
+# 5. The chat, with photos of the town to try.
+[ "$SERVE" = 0 ] || exec python -m serve.chat --model "$RUN/stage2" --examples "$RUN/data"

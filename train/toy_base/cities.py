@@ -5,6 +5,7 @@ The generator is started as a command and never imported, as any other source of
 
 import csv
 import io
+import json
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -71,6 +72,19 @@ def load_cities(cities: Sequence[Path], *, per_city: int | None = None) -> CityP
         images = pool.map(_decode, files, chunksize=256)
         pixels = np.stack(list(tqdm(images, total=len(files), desc="photos", unit="photo")))
     return CityPhotos(pixels, captions, np.array(index))
+
+
+def generator_version(cities: Sequence[Path]) -> str:
+    """Version of the generator that made the cities.
+
+    Raises:
+        UserError: More than one: their looks differ.
+    """
+    texts = [(city / "city.json").read_text(encoding="utf-8") for city in cities]
+    found = {json.loads(text)["parameters"]["generator_version"] for text in texts}
+    if len(found) != 1:
+        raise UserError(f"cities of the generator's versions {', '.join(sorted(found))}; delete them and start again")
+    return str(found.pop())
 
 
 def invented_addresses(cities: Sequence[Path], *, per_city: int, seed: int) -> list[str]:

@@ -116,10 +116,11 @@ def build_clip_config(
     text_width: int,
     text_layers: int,
     embed_dim: int,
+    hidden_act: str = "quick_gelu",
 ) -> CLIPConfig:
     """The architecture: OpenAI's, smaller."""
     return CLIPConfig(
-        text_config=_tower(text_width, text_layers)
+        text_config=_tower(text_width, text_layers, hidden_act)
         | {
             "vocab_size": len(tokenizer),
             "max_position_embeddings": CONTEXT_LENGTH,
@@ -129,7 +130,8 @@ def build_clip_config(
             "eos_token_id": tokenizer.eos_token_id,
             "pad_token_id": tokenizer.pad_token_id,
         },
-        vision_config=_tower(vision_width, vision_layers) | {"image_size": image_size, "patch_size": patch_size},
+        vision_config=_tower(vision_width, vision_layers, hidden_act)
+        | {"image_size": image_size, "patch_size": patch_size},
         projection_dim=embed_dim,
     )
 
@@ -212,12 +214,13 @@ def _read_texts(source: Path) -> Iterator[str]:
         raise UserError(f"--texts {source}: {error}") from error
 
 
-def _tower(width: int, layers: int) -> dict[str, int]:
+def _tower(width: int, layers: int, hidden_act: str) -> dict[str, Any]:
     heads = max(1, width // HEAD_WIDTH)
     return {
         "hidden_size": width,
         "intermediate_size": 4 * width,
         "num_hidden_layers": layers,
+        "hidden_act": hidden_act,
         "num_attention_heads": heads,
     }
 

@@ -26,14 +26,17 @@ from llava_ial.errors import run_command
 from llava_ial.manifest import FolderState, claim_folder, publish_manifest, write_json
 from llava_ial.models.identity import tower_hash
 from train.toy_base.augment import augment
+from train.toy_base.card import write_card
 from train.toy_base.cities import (
     FIRST_PRETRAINING_SEED,
     CityPhotos,
     generate_cities,
+    generator_version,
     invented_addresses,
     load_cities,
 )
 from train.toy_base.clip import build_clip_config, build_image_processor, train_clip_tokenizer
+from train.toy_base.mimetic import initialise_mimetic
 from train.toy_base.snapshot import Snapshot
 
 KIND = "toy_clip"
@@ -57,11 +60,11 @@ class Settings:
     text_layers: int = field(default=2, metadata={"help": "layers of the text tower"})
     embed_dim: int = field(default=128, metadata={"help": "dimension of the shared space"})
     vocab_size: int = field(default=2048, metadata={"help": "entries of the byte-level BPE"})
-    steps: int = field(default=2600, metadata={"help": "optimiser steps"})
+    steps: int = field(default=2000, metadata={"help": "optimiser steps"})
     batch_size: int = field(default=192, metadata={"help": "photos a step"})
     learning_rate: float = field(default=1e-3, metadata={"help": "peak of the cosine"})
     weight_decay: float = field(default=0.1, metadata={"help": "on matrices"})
-    warmup_steps: int = field(default=200, metadata={"help": "linear warm-up"})
+    warmup_steps: int = field(default=60, metadata={"help": "linear warm-up"})
     min_crop: float = field(default=0.6, metadata={"help": "smallest share of a photo's area that a crop keeps"})
     seed: int = field(default=0, metadata={"help": "of weights, order and augmentation"})
     snapshot_every: int = field(
@@ -90,10 +93,17 @@ def main() -> None:
     tokenizer = train_clip_tokenizer([*photos.captions, *addresses], vocab_size=settings.vocab_size)
     model, log = train(settings, photos, tokenizer)
     save(settings, model, tokenizer, log)
-    facts = {"tower_hash": tower_hash(model.vision_model), "city_seeds": seeds, "held_out": log[-1]}
+    facts = {
+        "tower_hash": tower_hash(model.vision_model),
+        "num_parameters": sum(p.numel() for p in model.parameters()),
+        "city_seeds": seeds,
+        "generator_version": generator_version(made),
+        "held_out": log[-1],
+    }
     (settings.output / "snapshot.pt").unlink(missing_ok=True)
     write_json(settings.output / "run.json", {"seconds": round(time.time() - started), "cpu_count": os.cpu_count()})
     publish_manifest(settings.output, KIND, identity, **facts)
+    write_card(settings.output)
 
 
 def train(
@@ -103,6 +113,7 @@ def train(
     torch.manual_seed(settings.seed)
     generator = torch.Generator().manual_seed(settings.seed)
     model = CLIPModel(_config(settings, tokenizer))
+    initialise_mimetic(model.vision_model, generator)
     pixels = torch.from_numpy(photos.pixels).permute(0, 3, 1, 2)
     tokens = tokenizer(photos.captions, padding=True, truncation=True, max_length=77, return_tensors="pt")
     held_out = torch.from_numpy(photos.city >= photos.city.max() + 1 - settings.held_out_cities)
@@ -173,6 +184,7 @@ def _config(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> CLIPConfi
         text_width=settings.text_width,
         text_layers=settings.text_layers,
         embed_dim=settings.embed_dim,
+        hidden_act="gelu",  # one operation, where CLIP's own is three
     )
 
 

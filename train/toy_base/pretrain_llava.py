@@ -37,7 +37,8 @@ from llava_ial.models.identity import hash_tensors, tower_hash
 from llava_ial.models.llava import set_features
 from llava_ial.models.llava_folder import save_processor
 from llava_ial.training.optim import build_optimizer, learning_rate_at, set_learning_rate
-from train.toy_base.cities import FIRST_PRETRAINING_SEED, CityPhotos, generate_cities, load_cities
+from train.toy_base.card import write_card
+from train.toy_base.cities import FIRST_PRETRAINING_SEED, CityPhotos, generate_cities, generator_version, load_cities
 from train.toy_base.dialogues import address_dialogues, build_data_sets, scene_dialogues
 from train.toy_base.llava import build_llava, load_or_train_tokenizer
 from train.toy_base.pretrain_clip import normalise
@@ -101,8 +102,16 @@ def main() -> None:
     lines = "".join(json.dumps(entry) + "\n" for entry in log)
     (settings.output / "train_log.jsonl").write_text(lines, encoding="utf-8")
     write_json(settings.output / "run.json", {"seconds": round(time.time() - started), "cpu_count": os.cpu_count()})
-    facts = {"tower_hash": tower_hash(clip.vision_model), "chat_template_hash": chat_template_hash()}
-    publish_manifest(settings.output, KIND, identity, **facts, city_seeds=seeds, held_out=log[-1])
+    facts = {
+        "tower_hash": tower_hash(clip.vision_model),
+        "chat_template_hash": chat_template_hash(),
+        "num_parameters": sum(p.numel() for p in model.parameters()),
+        "city_seeds": seeds,
+        "generator_version": generator_version(made),
+        "held_out": log[-1],
+    }
+    publish_manifest(settings.output, KIND, identity, **facts)
+    write_card(settings.output)
 
 
 def train(
