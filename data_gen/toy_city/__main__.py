@@ -12,7 +12,9 @@ from pathlib import Path
 from data_gen.toy_city.build import CityOptions, build_city
 from data_gen.toy_city.names import FIRST_PRETRAINING_SEED
 from data_gen.toy_city.plan import SIZES
-from llava_ial.errors import run_command
+from llava_ial.errors import UserError, run_command
+
+TOY_CLIP = Path(__file__).resolve().parents[2] / "train" / "toy_base" / "models" / "toy-clip"
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -31,13 +33,22 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--photos", type=int, help="number of photos, instead of the size's own")
     workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
     parser.add_argument("--workers", type=int, default=workers, help=f"rendering processes (default here: {workers})")
+    parser.add_argument(
+        "--clip",
+        type=Path,
+        default=TOY_CLIP if TOY_CLIP.is_dir() else None,
+        help="folder of an untuned CLIP to measure as a baseline (default: toy-clip); 'none' leaves it out",
+    )
     return parser
 
 
 def main() -> None:
     """Run the command."""
     given = build_parser().parse_args()
-    build_city(CityOptions(given.seed, given.size, given.pixels, given.photos), given.output, given.workers)
+    clip = None if given.clip == Path("none") else given.clip
+    if clip is not None and not (clip / "config.json").is_file():
+        raise UserError(f"--clip {clip}: no CLIP there (no config.json); name another folder, or 'none'")
+    build_city(CityOptions(given.seed, given.size, given.pixels, given.photos), given.output, given.workers, clip)
 
 
 if __name__ == "__main__":

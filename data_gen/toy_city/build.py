@@ -99,7 +99,7 @@ def is_complete(options: CityOptions, output: Path) -> bool:
     return True
 
 
-def build_city(options: CityOptions, output: Path, workers: int) -> None:
+def build_city(options: CityOptions, output: Path, workers: int, clip: Path | None = None) -> None:
     """Build a city, or find it already complete.
 
     Everything is written under a temporary name beside `output` and renamed at the end.
@@ -108,6 +108,7 @@ def build_city(options: CityOptions, output: Path, workers: int) -> None:
         options: What to build.
         output: The city's folder.
         workers: Number of rendering processes.
+        clip: Folder of an untuned CLIP to measure beside the baselines without learning.
 
     Raises:
         UserError: For impossible options and for an output that holds something else.
@@ -122,14 +123,14 @@ def build_city(options: CityOptions, output: Path, workers: int) -> None:
     draft = output.parent / f".{output.name}.partial-{os.getpid()}"
     try:
         draft.mkdir()
-        _fill_folder(options, draft, workers)
+        _fill_folder(options, draft, workers, clip)
         draft.replace(output)
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     print(f"city: {output}")
 
 
-def _fill_folder(options: CityOptions, folder: Path, workers: int) -> None:
+def _fill_folder(options: CityOptions, folder: Path, workers: int, clip: Path | None) -> None:
     start = time.perf_counter()
     spec = SIZES[options.size]
     plan = build_plan(options.seed, options.size)
@@ -148,6 +149,10 @@ def _fill_folder(options: CityOptions, folder: Path, workers: int) -> None:
     draw_contact_sheet(folder, photos, options.seed).save(folder / "contact_sheet.png", optimize=True)
     draw_map(plan, place).quantize(128).save(folder / "map.png", optimize=True)
     figures = measure_baselines(folder, photos)
+    if clip is not None:
+        from data_gen.toy_city.clip_baselines import measure_clip  # torch: workers and cities without it do not need it
+
+        figures |= measure_clip(folder, photos, plan, place, clip)
     _write_json(folder / "baselines.json", figures)
     _print_baselines(figures)
     _write_json(folder / MANIFEST, _describe_city(options, plan, place, photos))
@@ -208,9 +213,17 @@ def _bounds(plan: Plan, place: Place) -> dict[str, float]:
 
 
 def _print_baselines(figures: dict[str, float | int]) -> None:
-    print("without learning, 1-nearest-neighbour on the test photos (SSA@1):")
-    for name, label in (("pixels_16x16", "16 x 16 pixels"), ("colour_histogram", "colour histogram")):
-        accuracy = figures[f"{name}_1nn_ssa_at_1"]
-        note = "" if accuracy <= LIMIT else f"  above the limit of {LIMIT:.0%}: this city is too easy"
-        print(f"  {label:18} {accuracy:6.1%}{note}")
-    print(f"  {'chance':18} {figures['chance_ssa_at_1']:6.1%}")
+    print("without learning in this city, SSA@1 on the test photos:")
+    for name, label in (
+        ("pixels_16x16_1nn", "nearest photo by 16 x 16 pixels"),
+        ("colour_histogram_1nn", "nearest photo by colour histogram"),
+        ("clip_1nn", "nearest photo by untuned CLIP"),
+        ("clip_zero_shot", "nearest address by untuned CLIP"),
+        ("chance", "chance"),
+    ):
+        accuracy = figures.get(f"{name}_ssa_at_1")
+        if accuracy is None:
+            continue
+        is_limited = name in ("pixels_16x16_1nn", "colour_histogram_1nn")
+        note = f"  above the limit of {LIMIT:.0%}: this city is too easy" if is_limited and accuracy > LIMIT else ""
+        print(f"  {label:34} {accuracy:6.1%}{note}")

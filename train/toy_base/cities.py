@@ -44,7 +44,7 @@ def generate_cities(folder: Path, seeds: Sequence[int], *, photos: int, pixels: 
     cities = [folder / f"city-{seed}" for seed in seeds]
     for seed, city in zip(tqdm(seeds, desc="cities", unit="city"), cities, strict=True):
         command = [sys.executable, "-m", "data_gen.toy_city", "--seed", str(seed), "--size", size]
-        command += ["--photos", str(photos), "--pixels", str(pixels), "--output", str(city)]
+        command += ["--photos", str(photos), "--pixels", str(pixels), "--output", str(city), "--clip", "none"]
         made = subprocess.run(command, check=False, capture_output=True, text=True)
         if made.returncode:
             raise UserError(f"{' '.join(command)} failed: {(made.stderr.strip().splitlines() or [''])[-1]}")
