@@ -23,12 +23,14 @@ It knows invented street scenes and nothing else.
 
 - **Size**: {millions:.2f} M parameters, float16 safetensors of {megabytes:.1f} MB.
 - **Data**: {num_cities} invented towns, seeds {first_seed} to {last_seed} of `python -m data_gen.toy_city` (generator
-  version {generator_version}); of these, {num_held_out} never trained on. {data}
+  version {generator_version}); of these, {num_held_out} never trained on.
+  {data}
 - **Never seen**: towns with a seed below 1000, their photos, and the names of their streets: names below and from 1000
   are drawn from different roots. A test reads the vocabulary's source and the manifest for it.
 - **Training**: {training}
-- **Made by**: `{command}` in {minutes:.0f} minutes on {cpu_count} CPU cores; `train_log.jsonl` has the course, and
-  `manifest.json` every setting and the versions of the libraries.
+- **Made by**: `{command}`
+  in {minutes:.0f} minutes on {cpu_count} CPU cores; `train_log.jsonl` has the course, `manifest.json` every setting and
+  the versions of the libraries.
 - **Measured on the held-out towns**: {measured}.
 
 **Not for** real photos, real streets, or any conclusion about them.
