@@ -15,6 +15,7 @@ from train.toy_base.augment import augment
 from train.toy_base.cities import generate_cities
 from train.toy_base.clip import build_clip_config, train_clip_tokenizer
 from train.toy_base.mimetic import initialise_mimetic
+from train.toy_base.pretrain_places import draw_batch
 from train.toy_base.snapshot import Snapshot
 
 
@@ -84,27 +85,38 @@ def test_a_snapshot_brings_everything_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_few_steps_write_a_plain_clip_folder_and_repeat_bit_for_bit(tmp_path: Path) -> None:
+def test_a_few_steps_of_both_halves_write_a_plain_clip_folder_and_repeat_bit_for_bit(tmp_path: Path) -> None:
+    cities = ["--cities", str(tmp_path / "cities")]
+    small = ["--num_cities", "3", "--photos_per_city", "300", "--city_size", "small", "--vision_layers", "2"]
+    short = ["--steps", "3", "--batch_size", "16", "--warmup_steps", "1"]
     weights = []
     for name in ("a", "b"):
-        command = [sys.executable, "-m", "train.toy_base.pretrain_clip", "--output", str(tmp_path / name)]
-        command += [
-            "--cities",
-            str(tmp_path / "cities"),
-            "--num_cities",
-            "2",
-            "--photos_per_city",
-            "300",
-            "--city_size",
-            "small",
-        ]
-        command += ["--steps", "3", "--batch_size", "16", "--warmup_steps", "1", "--vision_layers", "2"]
-        subprocess.run(command, check=True, capture_output=True, timeout=200)
-        weights.append(CLIPModel.from_pretrained(tmp_path / name).state_dict())
+        scenes, output = tmp_path / f"scenes-{name}", tmp_path / name
+        _run("pretrain_clip", "--output", str(scenes), *cities, *small, *short)
+        _run("pretrain_places", "--scenes", str(scenes), "--output", str(output), *cities, *short)
+        assert _run("pretrain_places", "--scenes", str(scenes), "--output", str(output), *cities, *short).endswith(
+            "already complete\n"
+        )
+        weights.append(CLIPModel.from_pretrained(output).state_dict())
     assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
     CLIPProcessor.from_pretrained(tmp_path / "a")
+    first = json.loads((tmp_path / "scenes-a" / "manifest.json").read_text())
+    assert first["city_seeds"] == [1000, 1001, 1002]
+    assert set(first["held_out"]) == {"recall@1", "recall@5"}
     manifest = json.loads((tmp_path / "a" / "manifest.json").read_text())
-    assert manifest["city_seeds"] == [1000, 1001]
-    assert set(manifest["held_out"]) == {"recall@1", "recall@5"}
-    assert "seeds 1000 to 1001" in (tmp_path / "a" / "README.md").read_text()
+    assert set(manifest["held_out"]) == {"nearest_photo_shows_place"}
+    assert manifest["tower_hash"] != first["tower_hash"]
+    assert "seeds 1000 to 1002" in (tmp_path / "a" / "README.md").read_text()
     assert not (tmp_path / "a" / "snapshot.pt").exists()
+
+
+def _run(module: str, *arguments: str) -> str:
+    command = [sys.executable, "-m", f"train.toy_base.{module}", *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=200).stdout
+
+
+def test_a_batch_of_places_has_equally_many_photos_of_a_few_cities_and_none_twice() -> None:
+    rows = [torch.arange(100 * city, 100 * city + 60) for city in range(5)]
+    batch = draw_batch(rows, 3, 90, torch.Generator().manual_seed(0))
+    assert len(batch.unique()) == 90
+    assert (batch // 100).unique(return_counts=True)[1].tolist() == [30, 30, 30]

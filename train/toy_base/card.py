@@ -41,14 +41,18 @@ _TEXTS: dict[str, dict[str, str]] = {
         "what": "A small CLIP (ViT at {image_size} px, byte-level BPE) for the toy city.",
         "stands_for": "CLIP",
         "architecture": "CLIPModel",
-        "data": "{photos_per_city} photos each with a description of what can be seen: colours, roofs, windows, cars, "
-        "sky; no name, position or address.",
-        "training": "CLIP's contrastive loss on photos and their descriptions, {steps} steps of {batch_size}, AdamW "
-        "with a cosine from {learning_rate}, random crops of at least {min_crop} of the area and changes of light. The "
-        "tokenizer also read address-shaped texts put together from the towns' names at random.",
-        "measured": "of 256 photos {recall@1:.0%} find their own description first, {recall@5:.0%} among five "
-        "(chance 0.4 %, 2 %)",
-        "command": "python -m train.toy_base.pretrain_clip --output train/toy_base/models/toy-clip",
+        "data": "{scenes[photos_per_city]} photos each, with a description of what can be seen (colours, roofs, "
+        "windows, cars, sky) and, in the second half of the training, with the address.",
+        "training": "CLIP's contrastive loss. First photos and descriptions, {scenes[steps]} steps of "
+        "{scenes[batch_size]}; then photos and addresses, with {scene_weight} of the former, {steps} steps of "
+        "{batch_size} from {cities_per_batch} towns each. AdamW with a cosine from {learning_rate}, random crops of at "
+        "least {min_crop} of the area and changes of light. The tokenizer read descriptions, and address-shaped texts "
+        "put together from the towns' names at random.",
+        "measured": "of the test photos {nearest_photo_shows_place:.0%} have a nearest training photo, among all of "
+        "the held-out towns, that shows their sub-street",
+        "command": "python -m train.toy_base.pretrain_clip --output runs/toy_base/toy-clip-scenes`, then "
+        "`python -m train.toy_base.pretrain_places --scenes runs/toy_base/toy-clip-scenes "
+        "--output train/toy_base/models/toy-clip",
     },
     "toy_llava": {
         "what": "A small LLaVA (the frozen tower of toy-clip, a projector of two layers, a LLaMA of {layers} layers of "
@@ -69,14 +73,16 @@ _TEXTS: dict[str, dict[str, str]] = {
 
 
 def write_card(folder: Path) -> None:
-    """Writes ``README.md`` into a finished folder of ``pretrain_clip`` or ``pretrain_llava``."""
+    """Writes ``README.md`` into a finished folder of ``pretrain_places`` or ``pretrain_llava``."""
     manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    model = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     facts: dict[str, Any] = {
         **manifest["config"],
         **manifest["held_out"],
         "name": folder.name,
-        "num_held_out": manifest["config"]["held_out_cities"],
+        "num_held_out": {**manifest["config"], **manifest["config"].get("scenes", {})}["held_out_cities"],
+        "image_size": model["vision_config"]["image_size"],
         "first_seed": min(manifest["city_seeds"]),
         "last_seed": max(manifest["city_seeds"]),
         "generator_version": manifest["generator_version"],

@@ -68,10 +68,14 @@ def load_cities(cities: Sequence[Path], *, per_city: int | None = None) -> CityP
         files += [city / row["image_path"] for row in rows]
         captions += [row["caption"] for row in rows]
         index += [number] * len(rows)
+    return CityPhotos(decode_photos(files), captions, np.array(index))
+
+
+def decode_photos(files: Sequence[Path]) -> npt.NDArray[np.uint8]:
+    """Photos of one size as ``(N, S, S, 3)``."""
     with ThreadPoolExecutor(2) as pool:
         images = pool.map(_decode, files, chunksize=256)
-        pixels = np.stack(list(tqdm(images, total=len(files), desc="photos", unit="photo")))
-    return CityPhotos(pixels, captions, np.array(index))
+        return np.stack(list(tqdm(images, total=len(files), desc="photos", unit="photo")))
 
 
 def generator_version(cities: Sequence[Path]) -> str:

@@ -1,12 +1,13 @@
-"""Pretrains ``toy-clip``: a small CLIP on photos and scene descriptions of many generated cities.
+"""First half of ``toy-clip``: a small CLIP from nothing, on photos and scene descriptions of many generated cities.
 
-    python -m train.toy_base.pretrain_clip --output runs/toy_base/toy-clip
+    python -m train.toy_base.pretrain_clip --output runs/toy_base/toy-clip-scenes
 
 Real fine-tuning starts from a pretrained CLIP; this is the stand-in for machines that have none. It learns from scene
-descriptions alone, as CLIP learned from captions: no address, no position and no demo city enters.
+descriptions alone here; ``pretrain_places`` goes on from it. No demo city enters.
 """
 
 import json
+import math
 import os
 import time
 
@@ -26,7 +27,6 @@ from llava_ial.errors import run_command
 from llava_ial.manifest import FolderState, claim_folder, publish_manifest, write_json
 from llava_ial.models.identity import tower_hash
 from train.toy_base.augment import augment
-from train.toy_base.card import write_card
 from train.toy_base.cities import (
     FIRST_PRETRAINING_SEED,
     CityPhotos,
@@ -39,7 +39,7 @@ from train.toy_base.clip import build_clip_config, build_image_processor, train_
 from train.toy_base.mimetic import initialise_mimetic
 from train.toy_base.snapshot import Snapshot
 
-KIND = "toy_clip"
+KIND = "toy_clip_scenes"
 
 
 @dataclass
@@ -103,7 +103,6 @@ def main() -> None:
     (settings.output / "snapshot.pt").unlink(missing_ok=True)
     write_json(settings.output / "run.json", {"seconds": round(time.time() - started), "cpu_count": os.cpu_count()})
     publish_manifest(settings.output, KIND, identity, **facts)
-    write_card(settings.output)
 
 
 def train(
@@ -118,8 +117,9 @@ def train(
     tokens = tokenizer(photos.captions, padding=True, truncation=True, max_length=77, return_tensors="pt")
     held_out = torch.from_numpy(photos.city >= photos.city.max() + 1 - settings.held_out_cities)
     pool = torch.nonzero(~held_out).flatten()
-    optimizer = torch.optim.AdamW(_groups(model, settings.weight_decay), lr=settings.learning_rate, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _cosine(step, settings))
+    optimizer, schedule = build_adamw(
+        model, settings.learning_rate, settings.weight_decay, steps=settings.steps, warmup_steps=settings.warmup_steps
+    )
     snapshot = Snapshot(settings.output / "snapshot.pt", model, optimizer, schedule, generator)
     first, order, log = snapshot.load()
     model.train()
@@ -188,17 +188,21 @@ def _config(settings: Settings, tokenizer: PreTrainedTokenizerBase) -> CLIPConfi
     )
 
 
-def _cosine(step: int, settings: Settings) -> float:
-    if step < settings.warmup_steps:
-        return (step + 1) / settings.warmup_steps
-    done = (step - settings.warmup_steps) / max(1, settings.steps - settings.warmup_steps)
-    return 0.5 * (1 + float(torch.cos(torch.tensor(done * torch.pi))))
+def build_adamw(
+    model: CLIPModel, learning_rate: float, weight_decay: float, *, steps: int, warmup_steps: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+    """AdamW with decay on matrices alone; its schedule is a linear warm-up, then a cosine to zero."""
 
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup_steps) / max(1, steps - warmup_steps)))
 
-def _groups(model: CLIPModel, weight_decay: float) -> list[dict[str, object]]:
     matrices = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
-    return [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    groups = [{"params": matrices, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98))
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
 
 
 if __name__ == "__main__":
