@@ -18,7 +18,6 @@ import numpy.typing as npt
 from PIL import Image
 from tqdm import tqdm
 
-from llava_ial.address import Address, CrossStreet, format_verbose
 from llava_ial.errors import UserError
 
 FIRST_PRETRAINING_SEED = 1000  # the generator gives seeds from here on names that no demo city uses
@@ -91,19 +90,10 @@ def generator_version(cities: Sequence[Path]) -> str:
     return str(found.pop())
 
 
-def invented_addresses(cities: Sequence[Path], *, per_city: int, seed: int) -> list[str]:
-    """Address-shaped texts of the cities' own names, put together at random: what a tokenizer must know, no truth."""
-    draw = np.random.default_rng(seed)
-    texts: list[str] = []
-    for city in cities:
-        rows = list(csv.DictReader(io.StringIO((city / "truth.csv").read_text(encoding="utf-8"))))
-        streets = sorted({row["street"] for row in rows})
-        neighbourhoods = sorted({row["neighbourhood"] for row in rows})
-        for _ in range(per_city):
-            street, first, second = (streets[i] for i in draw.choice(len(streets), 3, replace=False))
-            where = neighbourhoods[draw.integers(len(neighbourhoods))]
-            texts.append(format_verbose(Address(street, where, (CrossStreet(first), CrossStreet(second)))))
-    return texts
+def city_captions(cities: Sequence[Path]) -> list[str]:
+    """The descriptions of all photos of the cities."""
+    tables = [io.StringIO((city / "captions.csv").read_text(encoding="utf-8")) for city in cities]
+    return [row["caption"] for table in tables for row in csv.DictReader(table)]
 
 
 def _decode(path: Path) -> npt.NDArray[np.uint8]:

@@ -3,7 +3,7 @@
     python -m train.toy_base.pretrain_clip --output runs/toy_base/toy-clip-scenes
 
 Real fine-tuning starts from a pretrained CLIP; this is the stand-in for machines that have none. It learns from scene
-descriptions alone here; ``pretrain_places`` goes on from it. No demo city enters.
+descriptions alone here; ``pretrain_names`` goes on from it. No demo city enters.
 """
 
 import json
@@ -25,18 +25,17 @@ from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerBase
 from llava_ial.config import parse_config
 from llava_ial.errors import run_command
 from llava_ial.manifest import FolderState, claim_folder, publish_manifest, write_json
-from llava_ial.models.identity import tower_hash
 from train.toy_base.augment import augment
 from train.toy_base.cities import (
     FIRST_PRETRAINING_SEED,
     CityPhotos,
     generate_cities,
     generator_version,
-    invented_addresses,
     load_cities,
 )
 from train.toy_base.clip import build_clip_config, build_image_processor, train_clip_tokenizer
 from train.toy_base.mimetic import initialise_mimetic
+from train.toy_base.names import invented_addresses
 from train.toy_base.snapshot import Snapshot
 
 KIND = "toy_clip_scenes"
@@ -94,8 +93,6 @@ def main() -> None:
     model, log = train(settings, photos, tokenizer)
     save(settings, model, tokenizer, log)
     facts = {
-        "tower_hash": tower_hash(model.vision_model),
-        "num_parameters": sum(p.numel() for p in model.parameters()),
         "city_seeds": seeds,
         "generator_version": generator_version(made),
         "held_out": log[-1],
