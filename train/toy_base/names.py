@@ -14,6 +14,7 @@ _CONSONANTS = "b|br|c|ch|d|dr|f|g|gr|h|k|l|m|n|p|pl|r|s|sh|st|t|th|v|w|z"
 _VOWELS = "a|e|i|o|u|ai|ea|ou"
 _KINDS = ("Street", "Avenue", "Road", "Lane", "Way", "Alley", "Row", "Drive", "Court", "Place", "Boulevard", "Hill")
 _MADE_UP_SHARE = 0.5
+_NUM_STREETS, _NUM_NEIGHBOURHOODS = 10, 3
 
 
 @dataclass(frozen=True)
@@ -32,12 +33,18 @@ class NameSource:
     def addresses(self, count: int, draw: np.random.Generator) -> list[Address]:
         """Different addresses put together at random; for half of the calls with made-up names in place of the city's.
 
-        They share streets, crossings and neighbourhoods with each other, as those of a town do.
+        Few names stand in all of them: neighbours in a town share their street, crossings and neighbourhood.
         """
-        source = self
         if draw.random() < _MADE_UP_SHARE:
-            streets = [made_up_street(draw) for _ in self.streets]
-            source = NameSource(streets, [made_up_word(draw) for _ in self.neighbourhoods])
+            source = NameSource(
+                [made_up_street(draw) for _ in range(_NUM_STREETS)],
+                [made_up_word(draw) for _ in range(_NUM_NEIGHBOURHOODS)],
+            )
+        else:
+            source = NameSource(
+                draw.permutation(self.streets)[:_NUM_STREETS].tolist(),
+                draw.permutation(self.neighbourhoods)[:_NUM_NEIGHBOURHOODS].tolist(),
+            )
         found: dict[Address, None] = {}
         while len(found) < count:
             found[source.address(draw)] = None

@@ -39,8 +39,9 @@ from train.toy_base.pretrain_clip import KIND as SCENES_KIND
 from train.toy_base.pretrain_clip import build_adamw
 
 KIND = "toy_clip"
-# The sharpness of the comparison between texts; CLIP's own scale is left to photos and texts.
-_SCALE = 20.0
+# The sharpness of the comparison between texts: low, so that addresses which share most of their names are pushed apart
+# too, and not only the most alike. CLIP's own scale is left to photos and texts.
+_SCALE = 5.0
 
 
 @dataclass
