@@ -59,7 +59,14 @@ def places(world: Path, output: Path) -> list[str]:
 
 @pytest.mark.parametrize(
     "config",
-    ["stage1_chain.yaml", "stage1_demo.yaml", "pitts_ial.yaml", "pitts_ial_l14_336.yaml", "sf_ial_base.yaml", "sf_ial_large.yaml"],
+    [
+        "stage1_chain.yaml",
+        "stage1_demo.yaml",
+        "pitts_ial.yaml",
+        "pitts_ial_l14_336.yaml",
+        "sf_ial_base.yaml",
+        "sf_ial_large.yaml",
+    ],
 )
 def test_every_config_is_read_and_possible(config: str):
     arguments = ["--config", str(ROOT / "train" / "configs" / config), "--data", "a", "--base", "b", "--output", "c"]

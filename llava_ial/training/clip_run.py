@@ -21,6 +21,7 @@ from llava_ial.errors import UserError
 from llava_ial.models.address_clip import AddressCLIP, DualEncoder, load_dual_encoder
 from llava_ial.models.clip_parts import tune_tower
 from llava_ial.models.identity import hash_tensors
+from llava_ial.models.text_spread import spread_texts
 from llava_ial.training.clip_settings import ClipSettings
 from llava_ial.training.optim import build_optimizer, rate_factor
 from llava_ial.training.weight_average import WeightAverage
@@ -76,7 +77,10 @@ def build_run(settings: ClipSettings, accelerator: Accelerator) -> ClipRun:
         )
     model = build_model(clip, settings)
     collator = ClipCollator(tokenizer, model.max_text_length, settings.loss_weights.text_kinds, model.text_padding)
-    collator.refuse_long_addresses([record.verbose for record in dataset.gallery])
+    addresses = [record.verbose for record in dataset.gallery]
+    collator.refuse_long_addresses(addresses)
+    if settings.spread_addresses:
+        spread_texts(model, addresses, tokenizer)
     layers = {tower: len(getattr(clip, tower).encoder.layers) for tower in ("vision_model", "text_model")}
     optimizer = build_optimizer(
         model, learning_rate=settings.learning_rate, weight_decay=settings.weight_decay,

@@ -67,6 +67,10 @@ class ClipSettings:
     )
     text_tower: str = field(default=TUNED, metadata={"help": "what is trained of the text tower, likewise"})
     lora_rank: int = field(default=16, metadata={"help": "of the low-rank updates of a tower that is 'lora'"})
+    spread_addresses: bool = field(
+        default=False,
+        metadata={"help": "before the first step, refit the text projection so that the city's addresses lie apart"},
+    )
     ema_decay: float = field(
         default=0.0,
         metadata={"help": "measure and publish a moving average of the weights, for example 0.999; 0: none"},
