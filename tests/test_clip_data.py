@@ -130,6 +130,15 @@ def test_augmentation_never_mirrors_and_none_changes_nothing():
     assert Augmentation()(ramp, torch.Generator()) is ramp
 
 
+def test_white_balance_changes_each_channel_by_a_factor_of_its_own_within_bounds():
+    grey = Image.new("RGB", (4, 4), (100, 100, 100))
+    changed = Augmentation(white_balance_jitter=0.2)(grey, torch.Generator().manual_seed(1)).getpixel((0, 0))
+    assert len(set(changed)) == 3
+    assert all(80 <= value <= 120 for value in changed)
+    bright = Augmentation(white_balance_jitter=0.2)(Image.new("RGB", (1, 1), (255,) * 3), torch.Generator())
+    assert max(bright.getpixel((0, 0))) == 255
+
+
 def test_crops_keep_the_asked_share_of_the_photo():
     photo = Image.new("RGB", (640, 480))
     for position in range(50):

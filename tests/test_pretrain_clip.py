@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import CLIPModel, CLIPProcessor
@@ -15,7 +16,7 @@ from train.toy_base.augment import augment
 from train.toy_base.cities import generate_cities
 from train.toy_base.clip import build_clip_config, train_clip_tokenizer
 from train.toy_base.mimetic import initialise_mimetic
-from train.toy_base.pretrain_places import draw_batch
+from train.toy_base.names import NameSource
 from train.toy_base.snapshot import Snapshot
 
 
@@ -93,8 +94,8 @@ def test_a_few_steps_of_both_halves_write_a_plain_clip_folder_and_repeat_bit_for
     for name in ("a", "b"):
         scenes, output = tmp_path / f"scenes-{name}", tmp_path / name
         _run("pretrain_clip", "--output", str(scenes), *cities, *small, *short)
-        _run("pretrain_places", "--scenes", str(scenes), "--output", str(output), *cities, *short)
-        assert _run("pretrain_places", "--scenes", str(scenes), "--output", str(output), *cities, *short).endswith(
+        _run("pretrain_names", "--scenes", str(scenes), "--output", str(output), *cities, *short)
+        assert _run("pretrain_names", "--scenes", str(scenes), "--output", str(output), *cities, *short).endswith(
             "already complete\n"
         )
         weights.append(CLIPModel.from_pretrained(output).state_dict())
@@ -104,8 +105,14 @@ def test_a_few_steps_of_both_halves_write_a_plain_clip_folder_and_repeat_bit_for
     assert first["city_seeds"] == [1000, 1001, 1002]
     assert set(first["held_out"]) == {"recall@1", "recall@5"}
     manifest = json.loads((tmp_path / "a" / "manifest.json").read_text())
-    assert set(manifest["held_out"]) == {"nearest_photo_shows_place"}
-    assert manifest["tower_hash"] != first["tower_hash"]
+    assert set(manifest["held_out"]) == {"recall@1", "recall@5", "mean_cosine_of_addresses", "other_wording_is_nearest"}
+    changed = {
+        name
+        for name, weight in CLIPModel.from_pretrained(tmp_path / "scenes-a").state_dict().items()
+        if not torch.equal(weight, weights[0][name])
+    }
+    assert changed
+    assert all(name.startswith("text_") for name in changed)
     assert "seeds 1000 to 1002" in (tmp_path / "a" / "README.md").read_text()
     assert not (tmp_path / "a" / "snapshot.pt").exists()
 
@@ -115,8 +122,14 @@ def _run(module: str, *arguments: str) -> str:
     return subprocess.run(command, check=True, capture_output=True, text=True, timeout=200).stdout
 
 
-def test_a_batch_of_places_has_equally_many_photos_of_a_few_cities_and_none_twice() -> None:
-    rows = [torch.arange(100 * city, 100 * city + 60) for city in range(5)]
-    batch = draw_batch(rows, 3, 90, torch.Generator().manual_seed(0))
-    assert len(batch.unique()) == 90
-    assert (batch // 100).unique(return_counts=True)[1].tolist() == [30, 30, 30]
+def test_addresses_are_different_share_names_and_some_are_made_up() -> None:
+    source = NameSource([f"Amber{i} Street" for i in range(20)], ["Northside", "Southside", "Eastside", "Westside"])
+    draw = np.random.default_rng(0)
+    made_up = 0
+    for _ in range(20):
+        addresses = source.addresses(100, draw)
+        assert len(set(addresses)) == 100
+        streets = {address.street for address in addresses}
+        assert len(streets) <= 10
+        made_up += not streets & set(source.streets)
+    assert 0 < made_up < 20

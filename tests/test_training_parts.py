@@ -128,6 +128,7 @@ def test_a_base_folder_is_named_relative_to_its_child(tmp_path: Path):
         ("caption_weight", -0.1),
         ("min_crop_area", 0.0),
         ("colour_jitter", 1.0),
+        ("white_balance_jitter", -0.1),
         ("positives", "all"),
         ("mixed_precision", "fp16"),
         ("eval_splits", ["testing"]),

@@ -18,10 +18,12 @@ class Augmentation:
     Attributes:
         min_crop_area: Smallest share of the photo's area that a random crop keeps, in (0, 1].
         colour_jitter: Largest relative change of brightness, contrast and saturation, in [0, 1).
+        white_balance_jitter: Largest relative change of red, green and blue, each for itself, in [0, 1): another hour.
     """
 
     min_crop_area: float = 1.0
     colour_jitter: float = 0.0
+    white_balance_jitter: float = 0.0
 
     def __call__(self, photo: Image.Image, generator: torch.Generator) -> Image.Image:
         """The changed photo; every draw comes from ``generator``."""
@@ -31,6 +33,9 @@ class Augmentation:
             for enhancer in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
                 factor = 1 + self.colour_jitter * _uniform(-1, 1, generator)
                 photo = enhancer(photo).enhance(factor)
+        if self.white_balance_jitter > 0:
+            gains = [1 + self.white_balance_jitter * _uniform(-1, 1, generator) for _ in range(3)]
+            photo = photo.point([min(255, round(gain * value)) for gain in gains for value in range(256)])
         return photo
 
 

@@ -110,6 +110,9 @@ class ClipSettings:
     colour_jitter: float = field(
         default=0.0, metadata={"help": "largest relative change of brightness, contrast and saturation"}
     )
+    white_balance_jitter: float = field(
+        default=0.0, metadata={"help": "largest relative change of red, green and blue, each for itself"}
+    )
     fast_decoding: bool = field(
         default=False,
         metadata={"help": "decode large JPEGs at a fraction of their size: other pixels, several times faster"},
@@ -161,7 +164,7 @@ class ClipSettings:
     @property
     def augmentation(self) -> Augmentation | None:
         """What a training photo goes through; None for nothing."""
-        augmentation = Augmentation(self.min_crop_area, self.colour_jitter)
+        augmentation = Augmentation(self.min_crop_area, self.colour_jitter, self.white_balance_jitter)
         return None if augmentation == Augmentation() else augmentation
 
     def with_preset(self) -> "ClipSettings":
@@ -195,7 +198,8 @@ class ClipSettings:
         for name in not_negative:
             _require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
         _require(0 < self.min_crop_area <= 1, "min_crop_area", self.min_crop_area, "above 0 and at most 1")
-        _require(0 <= self.colour_jitter < 1, "colour_jitter", self.colour_jitter, "at least 0 and below 1")
+        for name in ("colour_jitter", "white_balance_jitter"):
+            _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "at least 0 and below 1")
         _require(0 < self.layer_decay <= 1, "layer_decay", self.layer_decay, "above 0 and at most 1")
         _require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "at least 0 and below 1")
         for name in ("image_tower", "text_tower"):
