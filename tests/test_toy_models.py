@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoProcessor, CLIPModel, CLIPProcessor, LlavaForConditionalGeneration
@@ -13,6 +14,7 @@ from data_gen.toy_city.plan import build_plan
 from llava_ial.conversation import chat_template_hash
 from llava_ial.models.identity import tower_hash
 from train.toy_base.cities import FIRST_PRETRAINING_SEED
+from train.toy_base.names import made_up_street, made_up_word
 
 MODELS = Path(__file__).resolve().parents[1] / "train" / "toy_base" / "models"
 CLIP, LLAVA = MODELS / "toy-clip", MODELS / "toy-llava"
@@ -61,6 +63,9 @@ def test_they_were_made_of_the_towns_that_this_generator_draws(folder: Path) -> 
 def test_no_name_of_a_demo_town_was_in_what_they_read() -> None:
     seeds = manifest(CLIP)["city_seeds"]
     assert isinstance(seeds, list)
-    read = set().union(*(names(seed, str(manifest(CLIP)["config"]["city_size"])) for seed in seeds))  # type: ignore[index]
+    size = str(manifest(CLIP)["config"]["scenes"]["city_size"])  # type: ignore[index]
+    read = set().union(*(names(seed, size) for seed in seeds))
+    draw = np.random.default_rng(0)
+    read |= {made_up_street(draw) for _ in range(20_000)} | {made_up_word(draw) for _ in range(20_000)}
     for seed in (*range(12), 21, 22, 23, 24, 25, 999):
         assert not names(seed, "small") & read

@@ -48,7 +48,10 @@ step "stage 2: LLaVA-IAL" deepspeed --num_gpus 2 train/stage2_llava.py --config 
 step "evaluation" python -m serve.evaluate --model "$RUN/stage2" --data "$RUN/data" --split test \
   --baselines "$BASES/toy-clip" --output "$RUN/evaluation"
 
+# 5. How far its probabilities can be trusted, measured on validation photos; the chat says so.
+step "calibration" python -m serve.calibrate --model "$RUN/stage2" --data "$RUN/data"
+
 printf '\nall steps: %d s\nreport: %s\n' "$((SECONDS - started))" "$RUN/evaluation/report.html"
 
-# 5. The chat, with photos of the town to try.
+# 6. The chat, with photos of the town to try.
 [ "$SERVE" = 0 ] || exec python -m serve.chat --model "$RUN/stage2" --examples "$RUN/data"
