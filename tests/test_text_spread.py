@@ -1,8 +1,10 @@
 """Spreading the addresses of a city over the feature space before tuning."""
 
+import pytest
 import torch
 from transformers import AutoTokenizer
 
+from llava_ial.errors import UserError
 from llava_ial.models.address_clip import AddressCLIP, load_clip
 from llava_ial.models.text_spread import spread_texts
 from tests.tiny_models import TinyFolders
@@ -25,6 +27,13 @@ def test_few_texts_become_orthogonal_and_the_rest_of_the_model_stays(tiny_folder
     changed = [name for name, weight in model.state_dict().items() if not torch.equal(weight, before[name])]
     assert changed == ["clip.text_projection.weight"]
     assert not model.training
+
+
+def test_an_encoder_without_a_text_projection_is_refused(tiny_folders: TinyFolders) -> None:
+    clip = load_clip(str(tiny_folders.clip))
+    del clip.text_projection
+    with pytest.raises(UserError, match="no text projection to refit"):
+        spread_texts(AddressCLIP(clip), ["located on Oak Street"], AutoTokenizer.from_pretrained(tiny_folders.clip))
 
 
 def test_more_texts_than_dimensions_get_equal_variance_in_all(tiny_folders: TinyFolders) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from llava_ial.errors import UserError
 from llava_ial.models.address_clip import AddressCLIP
 
 # Share of the mean variance that is added before the inverse root, for directions that no text has.
@@ -28,7 +29,12 @@ def spread_texts(model: AddressCLIP, texts: Sequence[str], tokenizer: PreTrained
         model: Changed in place; nothing else of it is touched.
         texts: All addresses of the city.
         tokenizer: Of the model.
+
+    Raises:
+        UserError: The encoder has no text projection.
     """
+    if not hasattr(model.clip, "text_projection"):
+        raise UserError("spread_addresses: true; this base has no text projection to refit, leave it false")
     was_training = model.training
     features = model.eval().embed_texts(texts, tokenizer).double()
     model.train(was_training)
