@@ -56,7 +56,7 @@ format: $(READY)  ## ruff, changing files
 	$(BIN)/ruff format .
 
 bench: $(READY)  ## measure speed; writes JSON into benchmarks/results
-	@for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python $$script; done
+	@for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python -m benchmarks.$$(basename $$script .py); done
 
 clean:  ## remove what make made (the virtual environment and runs/)
 	rm -rf .venv runs

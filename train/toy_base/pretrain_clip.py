@@ -25,6 +25,7 @@ from transformers import CLIPConfig, CLIPModel, PreTrainedTokenizerBase
 from llava_ial.config import parse_config
 from llava_ial.errors import run_command
 from llava_ial.manifest import FolderState, claim_folder, publish_manifest, write_json
+from llava_ial.models.address_clip import save_tokenizer
 from train.toy_base.augment import augment
 from train.toy_base.cities import (
     FIRST_PRETRAINING_SEED,
@@ -165,7 +166,7 @@ def normalise(images: torch.Tensor) -> torch.Tensor:
 def save(settings: Settings, model: CLIPModel, tokenizer: PreTrainedTokenizerBase, log: list[dict[str, float]]) -> None:
     """A plain ``transformers`` folder in float16."""
     model.half().save_pretrained(settings.output)
-    tokenizer.save_pretrained(settings.output)
+    save_tokenizer(tokenizer, settings.output)
     build_image_processor(settings.image_size).save_pretrained(settings.output)
     lines = "".join(json.dumps(entry) + "\n" for entry in log)
     (settings.output / "train_log.jsonl").write_text(lines, encoding="utf-8")

@@ -28,7 +28,7 @@ from llava_ial.address import Address, format_canonical, format_spoken, format_v
 from llava_ial.config import parse_config
 from llava_ial.errors import run_command
 from llava_ial.manifest import FolderState, claim_folder, publish_manifest, read_manifest, write_json
-from llava_ial.models.address_clip import AddressCLIP
+from llava_ial.models.address_clip import AddressCLIP, save_tokenizer
 from llava_ial.models.identity import hash_tensors, tower_hash
 from llava_ial.models.losses import contrastive_loss
 from train.toy_base.card import write_card
@@ -79,7 +79,7 @@ def main() -> None:
     tokenizer = AutoTokenizer.from_pretrained(settings.scenes)
     log = train(settings, model, tokenizer, cities)
     model.half().save_pretrained(settings.output)
-    tokenizer.save_pretrained(settings.output)
+    save_tokenizer(tokenizer, settings.output)
     build_image_processor(model.config.vision_config.image_size).save_pretrained(settings.output)
     first_half = (settings.scenes / "train_log.jsonl").read_text(encoding="utf-8")
     lines = "".join(json.dumps(entry) + "\n" for entry in log)
