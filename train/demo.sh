@@ -2,7 +2,7 @@
 # The whole project on an invented town, through the commands that a user runs. `make demo` starts it.
 #
 #   SEED    which town (7); any whole number below 1000
-#   PRESET  short: a small town, minutes on two CPU cores; long: a medium one, about an hour; tiny: to see that it runs
+#   PRESET  short: a small town, minutes on two CPU cores; long: a medium one, trained for longer; tiny: to see that it runs
 #   RUN     where everything is written (runs/demo for the short one); a finished step found there is reused
 #   SERVE   1: open the chat at the end; 0: stop before it
 set -euo pipefail
@@ -15,7 +15,7 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} DS_ACCELERATOR=${DS_ACCELERATOR:-cp
 case $PRESET in
   tiny) size=tiny stage1=(--num_epochs 4) stage2=(--num_train_epochs 1) ;;
   short) size=small stage1=() stage2=() ;;
-  long) size=medium stage1=(--num_epochs 120) stage2=(--num_train_epochs 10) ;;
+  long) size=medium stage1=(--num_epochs 60) stage2=(--num_train_epochs 6) ;;
   *) echo "error: PRESET=$PRESET: allowed: short, long, tiny" >&2; exit 2 ;;
 esac
 
