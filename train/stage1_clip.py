@@ -106,7 +106,9 @@ def train(run: ClipRun) -> None:
                 say(f"stopped at step {done} of {num_steps} as asked; the same command continues it")
                 return
     finish(run, num_steps - start_step)
-    run.accelerator.end_training()
+    # Not end_training(), which also leaves the process group, while the DDP wrapper still holds it: see shut_down.
+    for tracker in run.accelerator.trackers:
+        tracker.finish()
 
 
 def train_step(run: ClipRun, batch: dict[str, Any], step: int) -> dict[str, float]:
