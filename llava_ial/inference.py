@@ -10,45 +10,28 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from PIL import Image
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from transformers import AutoImageProcessor, AutoTokenizer, BaseImageProcessor, PreTrainedTokenizerBase
 
-from llava_ial.address import Address
-from llava_ial.calibration import Calibration, load_calibration
 from llava_ial.conversation import IMAGE_TOKEN, Message, user_question, validate_messages
-from llava_ial.data.images import load_photo, upright_rgb
 from llava_ial.data.llava import IGNORE_INDEX, disarm, encode_dialogue, encode_prompt
 from llava_ial.errors import UserError
-from llava_ial.manifest import file_hash, read_manifest
-from llava_ial.models.address_clip import AddressCLIP
+from llava_ial.locating import Candidate, Encoder, Locator, Photo, load_encoder, photo_pixels
+from llava_ial.manifest import read_manifest
 from llava_ial.models.closed_list import ChoiceScores, TokenTree, score_choices
 from llava_ial.models.greedy import Prefixes, encode_prefixes, end_token, greedy_tokens, image_features, split_prompt
-from llava_ial.models.llava import ADDRESS_CLIP_KIND, load_address_encoder
+from llava_ial.models.llava import ADDRESS_CLIP_KIND
 from llava_ial.models.llava_folder import ADDRESS_CLIP, LoadedLlava, load_llava_ial
 from llava_ial.models.llava_folder import KIND as LLAVA_IAL_KIND
 from llava_ial.models.llava_merged import KIND as MERGED_KIND
 from llava_ial.models.llava_merged import load_merged
-from llava_ial.records import GalleryRecord, read_records
 
-Photo = Path | Image.Image
+__all__ = ["LENGTH", "MAX_NEW_TOKENS", "STOP", "AddressPredictor", "Answer", "Candidate", "Photo"]
+
 MAX_NEW_TOKENS = 128
 STOP, LENGTH = "stop", "length"
 # Batches that are sorted by length together.
 _BATCHES_PER_GROUP = 4
 # What a byte-level tokenizer shows of a letter whose last bytes are still to come.
 _INCOMPLETE = "\ufffd"
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """An address of the gallery and how probable it is, among all of the gallery, for a photo."""
-
-    address_text: str
-    sub_street_id: str
-    probability: float
-    address: Address
 
 
 @dataclass(frozen=True)
@@ -67,30 +50,16 @@ class Answer:
     probabilities: tuple[float, ...] | None = None
 
 
-@dataclass(frozen=True)
-class _Encoder:
-    """AddressCLIP with its candidates; ``gallery_embeddings`` is ``(C, D)``, length one."""
-
-    model: AddressCLIP
-    image_processor: BaseImageProcessor
-    tokenizer: PreTrainedTokenizerBase
-    calibration: Calibration | None
-    gallery: list[GalleryRecord]
-    gallery_embeddings: torch.Tensor
-
-
-class AddressPredictor:
+class AddressPredictor(Locator):
     """Locates photos (folders of stage 1 and 2) and answers questions about them (folders of stage 2).
 
     Build it with ``from_pretrained``, which verifies every part of the folder.
     """
 
-    def __init__(self, encoder: _Encoder, llava: LoadedLlava | None) -> None:
-        self._encoder = encoder
+    def __init__(self, encoder: Encoder, llava: LoadedLlava | None) -> None:
+        super().__init__(encoder)
         self._llava = llava
         self._token_trees: dict[tuple[str, ...], TokenTree] = {}
-        self.gallery = encoder.gallery
-        self.calibration = encoder.calibration
 
     @classmethod
     def from_pretrained(
@@ -110,8 +79,8 @@ class AddressPredictor:
         """
         manifest = read_manifest(folder, LLAVA_IAL_KIND, MERGED_KIND, ADDRESS_CLIP_KIND)
         if manifest["kind"] == ADDRESS_CLIP_KIND:
-            return cls(_load_encoder(folder, device), None)
-        encoder = _load_encoder(folder / ADDRESS_CLIP, device)
+            return cls(load_encoder(folder, device), None)
+        encoder = load_encoder(folder / ADDRESS_CLIP, device)
         inner = read_manifest(folder / ADDRESS_CLIP, ADDRESS_CLIP_KIND)
         for name in ("tower_hash", "gallery_hash"):
             if inner.get(name) != manifest.get(name):
@@ -128,79 +97,6 @@ class AddressPredictor:
     def can_answer(self) -> bool:
         """True for a folder of stage 2."""
         return self._llava is not None
-
-    def locate(self, photo: Photo, top_k: int = 5) -> list[Candidate]:
-        """The likeliest addresses of a photo, best first."""
-        return self.locate_batch([photo], top_k)[0]
-
-    def locate_among(self, photo: Photo, texts: Sequence[str]) -> list[tuple[str, float]]:
-        """The likeliest of any texts, best first, with probabilities among them.
-
-        The texts may be streets, neighbourhoods or descriptions in anybody's words; they need not be in the gallery.
-        The temperature of a calibration was fitted on the gallery's addresses.
-
-        Raises:
-            UserError: No texts, or the photo cannot be read.
-        """
-        if not texts:
-            raise UserError("texts: none to choose from; give at least one")
-        encoder = self._encoder
-        candidates = encoder.model.embed_texts(texts, encoder.tokenizer)
-        probabilities = self.to_probabilities((self._photo_features([photo]) @ candidates.T).cpu())[0].tolist()
-        return sorted(zip(texts, probabilities, strict=True), key=lambda pair: -pair[1])
-
-    def locate_batch(self, photos: Sequence[Photo], top_k: int = 5) -> list[list[Candidate]]:
-        """``locate`` for several photos at once."""
-        return [self.rank(row, top_k) for row in self.probabilities(photos)]
-
-    def rank(self, probabilities: torch.Tensor, top_k: int = 5) -> list[Candidate]:
-        """The candidates with the highest of ``(C,)`` probabilities, best first."""
-        best = probabilities.sort(descending=True, stable=True)
-        pairs = zip(best.indices[:top_k].tolist(), best.values[:top_k].tolist(), strict=True)
-        found = [(self.gallery[row], value) for row, value in pairs]
-        return [Candidate(record.spoken, record.sub_street_id, value, record.address) for record, value in found]
-
-    def probabilities(self, photos: Sequence[Photo]) -> torch.Tensor:
-        """Of every candidate address for every photo, ``(N, C)`` float32 on the CPU; rows sum to one.
-
-        Calibrated where the folder has a calibration, see ``llava_ial.calibration``.
-
-        Raises:
-            UserError: A photo cannot be read.
-        """
-        return self.to_probabilities(self.cosines(photos))
-
-    def to_probabilities(self, cosines: torch.Tensor) -> torch.Tensor:
-        """Probabilities of candidates, rows of ``(..., C)``, from the cosines with them."""
-        temperature = self.calibration.temperature if self.calibration else 1.0
-        return (self.logit_scale / temperature * cosines).softmax(dim=-1)
-
-    @property
-    def logit_scale(self) -> float:
-        """The factor on cosines that stage 1 has learnt."""
-        return float(self._encoder.model.clip.logit_scale.detach().exp())
-
-    @torch.no_grad()
-    def cosines(self, photos: Sequence[Photo]) -> torch.Tensor:
-        """Of every photo and every candidate address, ``(N, C)`` float32 on the CPU.
-
-        Raises:
-            UserError: A photo cannot be read.
-        """
-        return (self._photo_features(photos) @ self._encoder.gallery_embeddings.T).cpu()
-
-    @torch.no_grad()
-    def _photo_features(self, photos: Sequence[Photo]) -> torch.Tensor:
-        """``(N, D)`` float32 of length one."""
-        encoder = self._encoder
-        pixels = _pixels(photos, encoder.image_processor).to(encoder.gallery_embeddings.device)
-        return encoder.model.encode_images(pixels).float()
-
-    @torch.no_grad()
-    def text_cosines(self, texts: Sequence[str]) -> torch.Tensor:
-        """Of texts in anybody's words and every candidate address, ``(N, C)`` float32 on the CPU."""
-        encoder = self._encoder
-        return (encoder.model.embed_texts(texts, encoder.tokenizer) @ encoder.gallery_embeddings.T).cpu()
 
     def answer(self, messages: Sequence[Message], photo: Photo, *, max_new_tokens: int = MAX_NEW_TOKENS) -> Answer:
         """The answer to the last message of a dialogue about a photo."""
@@ -323,7 +219,7 @@ class AddressPredictor:
     def _prefixes(self, photos: Mapping[object, Photo], prompt: Sequence[int]) -> Prefixes:
         """The beginning of the prompt, which is that of every dialogue, read with each photo."""
         llava = self._require_llava()
-        features = image_features(llava.model, _pixels(list(photos.values()), llava.image_processor))
+        features = image_features(llava.model, photo_pixels(list(photos.values()), llava.image_processor))
         return encode_prefixes(llava.model, split_prompt(llava.model, prompt)[0], features)
 
     def _as_answer(self, ids: Sequence[int]) -> Answer:
@@ -354,37 +250,6 @@ def choose_device(name: str) -> str:
 def choose_dtype(device: str) -> torch.dtype:
     """Of LLaVA's weights if nobody says otherwise."""
     return torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
-
-
-def _load_encoder(folder: Path, device: str) -> _Encoder:
-    manifest = read_manifest(folder, ADDRESS_CLIP_KIND)
-    part = folder / "gallery" / "part-00000.parquet"
-    if not part.is_file() or file_hash(part) != manifest["gallery_hash"]:
-        raise UserError(f"{folder}: its gallery is not the one it was trained with; restore it or train again")
-    gallery = read_records(part.parent, GalleryRecord)
-    path = folder / "gallery_embeddings.safetensors"
-    try:
-        embeddings = load_file(path, device=device)["verbose"]
-    except (OSError, SafetensorError, KeyError) as error:
-        raise UserError(f"{path}: unreadable: {error}; restore it or train stage 1 again") from error
-    if len(embeddings) != len(gallery):
-        raise UserError(f"{path}: {len(embeddings)} rows for {len(gallery)} addresses; train stage 1 again")
-    model = AddressCLIP(load_address_encoder(folder).float()).to(device).eval()
-    return _Encoder(
-        model,
-        AutoImageProcessor.from_pretrained(folder, backend="pil"),
-        AutoTokenizer.from_pretrained(folder),
-        load_calibration(folder, manifest),
-        gallery,
-        embeddings,
-    )
-
-
-def _pixels(photos: Sequence[Photo], image_processor: BaseImageProcessor) -> torch.Tensor:
-    """Photos as the processor of the model wants them, ``(N, 3, H, W)``."""
-    images = [load_photo(photo) if isinstance(photo, Path) else upright_rgb(photo) for photo in photos]
-    pixels: torch.Tensor = image_processor(images, return_tensors="pt")["pixel_values"]
-    return pixels
 
 
 def _identity(photo: Photo) -> object:

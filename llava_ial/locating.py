@@ -1,0 +1,166 @@
+"""Where a photo was taken, by AddressCLIP alone: the addresses of a gallery, ranked, with probabilities."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from transformers import AutoImageProcessor, AutoTokenizer, BaseImageProcessor, PreTrainedTokenizerBase
+
+from llava_ial.address import Address
+from llava_ial.calibration import Calibration, load_calibration
+from llava_ial.data.images import load_photo, upright_rgb
+from llava_ial.errors import UserError
+from llava_ial.manifest import file_hash, read_manifest
+from llava_ial.models.address_clip import AddressCLIP
+from llava_ial.models.llava import ADDRESS_CLIP_KIND, load_address_encoder
+from llava_ial.records import GalleryRecord, read_records
+
+Photo = Path | Image.Image
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An address of the gallery and how probable it is, among all of the gallery, for a photo."""
+
+    address_text: str
+    sub_street_id: str
+    probability: float
+    address: Address
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """AddressCLIP with its candidates; ``gallery_embeddings`` is ``(C, D)``, length one."""
+
+    model: AddressCLIP
+    image_processor: BaseImageProcessor
+    tokenizer: PreTrainedTokenizerBase
+    calibration: Calibration | None
+    gallery: list[GalleryRecord]
+    gallery_embeddings: torch.Tensor
+
+
+class Locator:
+    """Locates photos by an encoder and its gallery.
+
+    Args:
+        encoder: Of a stage 1 folder, see ``load_encoder``.
+    """
+
+    def __init__(self, encoder: Encoder) -> None:
+        self._encoder = encoder
+        self.gallery = encoder.gallery
+        self.calibration = encoder.calibration
+
+    def locate(self, photo: Photo, top_k: int = 5) -> list[Candidate]:
+        """The likeliest addresses of a photo, best first."""
+        return self.locate_batch([photo], top_k)[0]
+
+    def locate_among(self, photo: Photo, texts: Sequence[str]) -> list[tuple[str, float]]:
+        """The likeliest of any texts, best first, with probabilities among them.
+
+        The texts may be streets, neighbourhoods or descriptions in anybody's words; they need not be in the gallery.
+        The temperature of a calibration was fitted on the gallery's addresses.
+
+        Raises:
+            UserError: No texts, or the photo cannot be read.
+        """
+        if not texts:
+            raise UserError("texts: none to choose from; give at least one")
+        encoder = self._encoder
+        candidates = encoder.model.embed_texts(texts, encoder.tokenizer)
+        probabilities = self.to_probabilities((self._photo_features([photo]) @ candidates.T).cpu())[0].tolist()
+        return sorted(zip(texts, probabilities, strict=True), key=lambda pair: -pair[1])
+
+    def locate_batch(self, photos: Sequence[Photo], top_k: int = 5) -> list[list[Candidate]]:
+        """``locate`` for several photos at once."""
+        return [self.rank(row, top_k) for row in self.probabilities(photos)]
+
+    def rank(self, probabilities: torch.Tensor, top_k: int = 5) -> list[Candidate]:
+        """The candidates with the highest of ``(C,)`` probabilities, best first."""
+        best = probabilities.sort(descending=True, stable=True)
+        pairs = zip(best.indices[:top_k].tolist(), best.values[:top_k].tolist(), strict=True)
+        found = [(self.gallery[row], value) for row, value in pairs]
+        return [Candidate(record.spoken, record.sub_street_id, value, record.address) for record, value in found]
+
+    def probabilities(self, photos: Sequence[Photo]) -> torch.Tensor:
+        """Of every candidate address for every photo, ``(N, C)`` float32 on the CPU; rows sum to one.
+
+        Calibrated where the folder has a calibration, see ``llava_ial.calibration``.
+
+        Raises:
+            UserError: A photo cannot be read.
+        """
+        return self.to_probabilities(self.cosines(photos))
+
+    def to_probabilities(self, cosines: torch.Tensor) -> torch.Tensor:
+        """Probabilities of candidates, rows of ``(..., C)``, from the cosines with them."""
+        temperature = self.calibration.temperature if self.calibration else 1.0
+        return (self.logit_scale / temperature * cosines).softmax(dim=-1)
+
+    @property
+    def logit_scale(self) -> float:
+        """The factor on cosines that stage 1 has learnt."""
+        return float(self._encoder.model.clip.logit_scale.detach().exp())
+
+    @torch.no_grad()
+    def cosines(self, photos: Sequence[Photo]) -> torch.Tensor:
+        """Of every photo and every candidate address, ``(N, C)`` float32 on the CPU.
+
+        Raises:
+            UserError: A photo cannot be read.
+        """
+        return (self._photo_features(photos) @ self._encoder.gallery_embeddings.T).cpu()
+
+    @torch.no_grad()
+    def _photo_features(self, photos: Sequence[Photo]) -> torch.Tensor:
+        """``(N, D)`` float32 of length one."""
+        encoder = self._encoder
+        pixels = photo_pixels(photos, encoder.image_processor).to(encoder.gallery_embeddings.device)
+        return encoder.model.encode_images(pixels).float()
+
+    @torch.no_grad()
+    def text_cosines(self, texts: Sequence[str]) -> torch.Tensor:
+        """Of texts in anybody's words and every candidate address, ``(N, C)`` float32 on the CPU."""
+        encoder = self._encoder
+        return (encoder.model.embed_texts(texts, encoder.tokenizer) @ encoder.gallery_embeddings.T).cpu()
+
+
+def load_encoder(folder: Path, device: str) -> Encoder:
+    """The encoder of a finished stage 1 folder, verified.
+
+    Raises:
+        UserError: A part is missing or is not the one that the manifest names.
+    """
+    manifest = read_manifest(folder, ADDRESS_CLIP_KIND)
+    part = folder / "gallery" / "part-00000.parquet"
+    if not part.is_file() or file_hash(part) != manifest["gallery_hash"]:
+        raise UserError(f"{folder}: its gallery is not the one it was trained with; restore it or train again")
+    gallery = read_records(part.parent, GalleryRecord)
+    path = folder / "gallery_embeddings.safetensors"
+    try:
+        embeddings = load_file(path, device=device)["verbose"]
+    except (OSError, SafetensorError, KeyError) as error:
+        raise UserError(f"{path}: unreadable: {error}; restore it or train stage 1 again") from error
+    if len(embeddings) != len(gallery):
+        raise UserError(f"{path}: {len(embeddings)} rows for {len(gallery)} addresses; train stage 1 again")
+    model = AddressCLIP(load_address_encoder(folder).float()).to(device).eval()
+    return Encoder(
+        model,
+        AutoImageProcessor.from_pretrained(folder, backend="pil"),
+        AutoTokenizer.from_pretrained(folder),
+        load_calibration(folder, manifest),
+        gallery,
+        embeddings,
+    )
+
+
+def photo_pixels(photos: Sequence[Photo], image_processor: BaseImageProcessor) -> torch.Tensor:
+    """Photos as the processor of the model wants them, ``(N, 3, H, W)``."""
+    images = [load_photo(photo) if isinstance(photo, Path) else upright_rgb(photo) for photo in photos]
+    pixels: torch.Tensor = image_processor(images, return_tensors="pt")["pixel_values"]
+    return pixels
