@@ -18,6 +18,9 @@ from llava_ial.evaluation.questions import Question
 from llava_ial.evaluation.ranking import Scores
 from llava_ial.inference import AddressPredictor, Answer, choose_device, choose_dtype
 from llava_ial.manifest import read_manifest
+from llava_ial.models.llava import ADDRESS_CLIP_KIND
+from llava_ial.models.llava_folder import KIND as LLAVA_IAL_KIND
+from llava_ial.models.llava_merged import KIND as MERGED_KIND
 from serve.closed_answers import FREE, ClosedAnswers
 from serve.completions import CompletionsClient, ServerSettings
 from serve.evaluate_settings import DTYPES, EvaluateConfig, is_own_folder
@@ -45,10 +48,10 @@ def can_answer(config: EvaluateConfig, dataset: IALDataset) -> bool:
     """
     if config.predictions or not is_own_folder(config):
         return True
-    manifest = read_manifest(Path(str(config.model)), "llava_ial", "address_clip")
+    manifest = read_manifest(Path(str(config.model)), LLAVA_IAL_KIND, MERGED_KIND, ADDRESS_CLIP_KIND)
     if manifest["gallery_hash"] != dataset.gallery_hash:
         raise UserError(f"{config.model} was trained on another list of addresses than {config.data} holds")
-    return bool(manifest["kind"] == "llava_ial")
+    return bool(manifest["kind"] != ADDRESS_CLIP_KIND)
 
 
 def open_backend(config: EvaluateConfig) -> Backend:

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.tiny_models import TinyFolders
-from train import stage2_llava
+from train import merge, stage2_llava
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -29,6 +29,14 @@ def train_here(folders: TinyFolders, output: Path, **options: object) -> Path:
     """Runs the command in this process and returns its output folder."""
     with patch.object(sys, "argv", ["stage2_llava.py", *arguments_of(folders, output, **options)]):
         stage2_llava.main()
+    return output
+
+
+def merge_here(model: Path, output: Path, **options: object) -> Path:
+    """Runs ``train.merge`` in this process and returns its output folder."""
+    arguments = [f"--{name}={value}" for name, value in ({"model": model, "output": output} | options).items()]
+    with patch.object(sys, "argv", ["merge.py", *arguments]):
+        merge.main()
     return output
 
 

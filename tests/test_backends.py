@@ -26,6 +26,7 @@ from llava_ial.inference import Answer
 from llava_ial.manifest import MANIFEST
 from serve.completions import KEY_VARIABLE, CompletionsClient, ServerSettings
 from serve.evaluate import EvaluateConfig, evaluate
+from tests.stage2_runs import merge_here
 from tests.tiny_models import TinyFolders
 
 Reply = Callable[[BaseHTTPRequestHandler, dict[str, Any]], None]
@@ -298,13 +299,17 @@ def test_a_model_that_is_none_is_named(tiny_folders, tmp_path) -> None:
 
 
 @pytest.mark.slow
-def test_transformers_serve_is_a_server(tiny_folders: TinyFolders, tmp_path) -> None:
+@pytest.mark.parametrize("is_merged", [False, True])
+def test_transformers_serve_is_a_server(tiny_folders: TinyFolders, tmp_path, is_merged: bool) -> None:
+    """Over HTTP with photos, for a plain LLaVA and for what ``train.merge`` writes."""
     command = shutil.which("transformers", path=str(Path(sys.executable).parent))
     assert command is not None
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    base = str(tiny_folders.data.parent / "base_llava")
+    model = tiny_folders.data.parent / "base_llava"
+    if is_merged:
+        model = merge_here(tiny_folders.llava, tmp_path / "merged", device="cpu")
     log = (tmp_path / "log").open("w")
     environment = {**os.environ, "HF_HUB_OFFLINE": "1"}
     arguments = ["serve", "--host", "127.0.0.1", "--port", str(port), "--device", "cpu", "--dtype", "float32"]
@@ -317,7 +322,7 @@ def test_transformers_serve_is_a_server(tiny_folders: TinyFolders, tmp_path) -> 
                     break
             time.sleep(0.2)
         config = EvaluateConfig(
-            tiny_folders.data, tmp_path / "out", base, server=f"http://127.0.0.1:{port}/v1", split="train",
+            tiny_folders.data, tmp_path / "out", str(model), server=f"http://127.0.0.1:{port}/v1", split="train",
             max_new_tokens=90, shuffle_photos=False, concurrency=1, retries=1,
         )  # fmt: skip
         metrics = evaluate(config)

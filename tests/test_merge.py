@@ -1,8 +1,6 @@
 """One plain model from a stage 2 folder: equal to it, opened by transformers alone, refused when it is not."""
 
-import sys
 from pathlib import Path
-from unittest.mock import patch
 
 import pytest
 import torch
@@ -14,16 +12,10 @@ from llava_ial.data.dataset import IALDataset
 from llava_ial.errors import UserError
 from llava_ial.inference import AddressPredictor
 from llava_ial.models.llava_merged import Agreement, refuse_disagreement
-from tests.stage2_runs import train_here
+from serve.evaluate import evaluate
+from serve.evaluate_settings import EvaluateConfig
+from tests.stage2_runs import merge_here, train_here
 from tests.tiny_models import TinyFolders
-from train import merge
-
-
-def merge_here(model: Path, output: Path, **options: object) -> Path:
-    arguments = [f"--{name}={value}" for name, value in ({"model": model, "output": output} | options).items()]
-    with patch.object(sys, "argv", ["merge.py", *arguments]):
-        merge.main()
-    return output
 
 
 @pytest.fixture(scope="module")
@@ -108,3 +100,17 @@ def test_bad_settings_leave_nothing(adapted: Path, tmp_path: Path, options: dict
     with pytest.raises(UserError, match=complaint):
         merge_here(**({"model": adapted, "output": tmp_path / "merged"} | options))  # type: ignore[arg-type]
     assert not (tmp_path / "merged").exists()
+
+
+def test_an_evaluation_takes_the_merged_folder_as_it_takes_the_adapted_one(
+    adapted: Path, tiny_folders: TinyFolders, tmp_path: Path
+) -> None:
+    folder = merge_here(adapted, tmp_path / "merged", data=tiny_folders.data, dtype="float32", device="cpu")
+    names = [path.parent.name if path is adapted else path.name for path in (adapted, folder)]
+    found = [
+        evaluate(EvaluateConfig(tiny_folders.data, tmp_path / name / "evaluation", str(path), split="train",
+                                max_new_tokens=12, shuffle_photos=False))
+        for name, path in zip(names, (adapted, folder), strict=True)
+    ]  # fmt: skip
+    assert found[0]["answers"] == found[1]["answers"]
+    assert found[0]["answers"]["num_answers"] > 0
