@@ -10,6 +10,7 @@ run from its newest checkpoint.
 """
 
 import os
+import sys
 from pathlib import Path
 
 # Read when torch is imported, so it stands above that: threads that spin for each other starve the other process.
@@ -28,6 +29,7 @@ from llava_ial.manifest import FolderState
 from llava_ial.models.llava import trainable_table
 from llava_ial.training.checkpoints import complete_checkpoints
 from llava_ial.training.interruption import StopRequest
+from llava_ial.training.llava_preview import preview
 from llava_ial.training.llava_run import LlavaRun, build_run, claim, describe, is_taken, read_inputs
 from llava_ial.training.llava_settings import LlavaArguments, LlavaSettings
 from llava_ial.training.llava_trainer import LlavaTrainer
@@ -41,6 +43,12 @@ def main() -> None:
     distributed.refuse_wrong_world_size(settings.num_processes, arguments.world_size)
     output = Path(arguments.output_dir)
     inputs = distributed.run_on_main_process(lambda: read_inputs(settings, arguments))
+    if settings.dry_run:
+        transformers_logging.disable_progress_bar()
+        run = distributed.run_on_every_process(lambda: build_run(settings, arguments, inputs))
+        say(preview(run, has_colours=sys.stdout.isatty()))
+        distributed.shut_down()
+        return
     # A finished or foreign folder is told of before models are loaded; a new one is made only when they fit.
     state = distributed.run_on_main_process(lambda: claim(output, inputs) if is_taken(output) else FolderState.NEW)
     if state is FolderState.COMPLETE:

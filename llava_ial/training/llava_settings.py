@@ -19,8 +19,7 @@ from llava_ial.models.llava import LoraSettings
 # The inputs stand in a run's identity by their hashes, the DeepSpeed file by its content.
 _NOT_IDENTITY = {
     "data", "image_root", "base", "clip", "photos_in_memory", "num_processes", "output_dir", "deepspeed", "use_cpu",
-    "run_name", "disable_tqdm", "save_strategy", "save_steps",
-    "save_total_limit",
+    "run_name", "disable_tqdm", "save_strategy", "save_steps", "save_total_limit", "dry_run",
 }  # fmt: skip
 _NOT_IDENTITY_PREFIXES = ("log", "dataloader_", "hub_", "push_to_hub", "ddp_timeout")
 # By transformers, by the launcher, and what nobody should find in a file.
@@ -56,6 +55,10 @@ class LlavaSettings:
     max_length: int = field(default=2048, metadata={"help": "most tokens of a dialogue, image tokens counted"})
     photos_in_memory: int = field(
         default=0, metadata={"help": "decoded photos that each process keeps; for data sets of a few hundred photos"}
+    )
+
+    dry_run: bool = field(
+        default=False, metadata={"help": "show what would be trained, on what and in how much memory; write nothing"}
     )
 
     @property
