@@ -82,10 +82,12 @@ def from_llava_json(entry: Mapping[str, Any]) -> tuple[str, str | None, list[Mes
         raise UserError(f"conversation {name}: 'conversations' is missing or no list")
     messages = []
     for turn in turns:
-        speaker, value = turn.get("from"), turn.get("value")
+        speaker, value = (turn.get("from"), turn.get("value")) if isinstance(turn, Mapping) else (turn, None)
         if speaker not in _LLAVA_ROLES or not isinstance(value, str):
             raise UserError(f"conversation {name}: turn from '{speaker}'; allowed: human, gpt, with a text 'value'")
         messages.append(Message(_LLAVA_ROLES[speaker], value))
     image = entry.get("image")
+    if image is not None and not isinstance(image, str):
+        raise UserError(f"conversation {name}: 'image' is a {type(image).__name__}; allowed: the path of one photo")
     validate_messages(messages, name, num_images=1 if image else 0)
     return name, image, messages

@@ -3,12 +3,16 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import patch
 
+import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import TrainerCallback
 
+from llava_ial.training import llava_trainer
 from tests.tiny_models import TinyFolders
 from train import merge, stage2_llava
 
@@ -59,3 +63,20 @@ def assert_same_weights(ours: Path, theirs: Path) -> None:
     a, b = adapter(ours), adapter(theirs)
     assert a.keys() == b.keys()
     assert [name for name in a if not torch.equal(a[name], b[name])] == []
+
+
+def interrupt(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[], None]) -> None:
+    """Does something right after a step of the next training."""
+
+    class _Interruption(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs) -> None:
+            if state.global_step == step:
+                action()
+
+    build = llava_trainer.LlavaTrainer.__init__
+
+    def patched(self, run, stop_request) -> None:
+        build(self, run, stop_request)
+        self.add_callback(_Interruption())
+
+    monkeypatch.setattr(llava_trainer.LlavaTrainer, "__init__", patched)

@@ -3,9 +3,11 @@
 import json
 import shutil
 import sys
+import time
 from pathlib import Path
 from unittest.mock import patch
 
+import psutil
 import pytest
 import torch
 
@@ -64,6 +66,24 @@ def test_kill_9_loses_nothing_that_was_saved(tiny_folders: TinyFolders, tmp_path
     train_here(tiny_folders, killed, **options)
     assert_same_weights(straight, killed)
     assert (straight / "train_log.jsonl").read_bytes() == (killed / "train_log.jsonl").read_bytes()
+
+
+def test_a_rank_that_dies_ends_the_run_and_leaves_its_checkpoints(tiny_folders: TinyFolders, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    options = {"max_steps": 400, "save_steps": 2, "deepspeed": "train/configs/zero2.json", "num_processes": 2}
+    process = start([
+        str(Path(sys.executable).with_name("deepspeed")), "--num_gpus", "2", "--master_port", "29740",
+        "train/stage2_llava.py", *arguments_of(tiny_folders, out, **options),
+    ])  # fmt: skip
+    while len(list(out.glob("checkpoints/step-*"))) < 2 and process.poll() is None:
+        time.sleep(0.05)
+    (victim,) = (p for p in psutil.Process(process.pid).children(recursive=True) if p.environ().get("RANK") == "1")
+    victim.kill()
+    text, _ = process.communicate(timeout=60)
+    assert process.returncode != 0, text
+    assert not (out / "manifest.json").exists()
+    for folder in (out / "checkpoints").glob("step-*"):
+        load_llava_ial(folder)
 
 
 def test_plain_python_runs_a_deepspeed_config_as_one_process(tiny_folders: TinyFolders, tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import TrainerCallback
 
 from llava_ial.config import load_yaml
 from llava_ial.data.dataset import IALDataset
@@ -20,10 +19,9 @@ from llava_ial.data.llava import IGNORE_INDEX, LlavaCollator, LlavaDataset
 from llava_ial.errors import UserError
 from llava_ial.models.llava import PROJECTOR, LoraSettings, add_adapter, load_base
 from llava_ial.models.llava_folder import load_llava_ial
-from llava_ial.training import llava_trainer
 from llava_ial.training.llava_settings import LlavaArguments, LlavaSettings
 from llava_ial.training.llava_trainer import optimizer_groups
-from tests.stage2_runs import ROOT, adapter, assert_same_weights, train_here
+from tests.stage2_runs import ROOT, adapter, assert_same_weights, interrupt, train_here
 from tests.tiny_models import TinyFolders
 from train import stage2_llava
 
@@ -34,23 +32,6 @@ Train = Callable[..., Path]
 def train(tiny_folders: TinyFolders, tmp_path: Path) -> Train:
     """Runs the command in this process and returns its output folder."""
     return lambda name="out", **options: train_here(tiny_folders, tmp_path / name, **options)
-
-
-def interrupt(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[], None]) -> None:
-    """Does something right after a step of the next training."""
-
-    class _Interruption(TrainerCallback):
-        def on_step_begin(self, args, state, control, **kwargs) -> None:
-            if state.global_step == step:
-                action()
-
-    build = llava_trainer.LlavaTrainer.__init__
-
-    def patched(self, run, stop_request) -> None:
-        build(self, run, stop_request)
-        self.add_callback(_Interruption())
-
-    monkeypatch.setattr(llava_trainer.LlavaTrainer, "__init__", patched)
 
 
 def test_the_folder_and_every_checkpoint_are_whole(train: Train, capsys: pytest.CaptureFixture[str]) -> None:

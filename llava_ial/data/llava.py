@@ -139,8 +139,16 @@ class LlavaDataset(Dataset[dict[str, Any]]):
             for record in self.conversations
         ]
         for record in self.conversations:
-            if not dataset.image_file(record.image_path).is_file():
-                raise UserError(f"photo {dataset.image_file(record.image_path)} of {record.conversation_id} is missing")
+            self._refuse_missing_photo(record)
+
+    def _refuse_missing_photo(self, record: ConversationRecord) -> None:
+        has_mark = any(IMAGE_TOKEN in message.content for message in record.messages)
+        if has_mark != bool(record.image_path):
+            found, lacks = ("a photo", f"{IMAGE_TOKEN} in no turn") if record.image_path else (IMAGE_TOKEN, "no photo")
+            raise UserError(f"conversation {record.conversation_id}: {found} but {lacks}")
+        if has_mark and not self._dataset.image_file(record.image_path).is_file():
+            file = self._dataset.image_file(record.image_path)
+            raise UserError(f"photo {file} of conversation {record.conversation_id} is missing")
 
     def __len__(self) -> int:
         return len(self.encoded)

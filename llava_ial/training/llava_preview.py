@@ -95,7 +95,8 @@ def num_steps(num_dialogues: int, arguments: LlavaArguments) -> int:
     if arguments.dataloader_drop_last:
         batches = num_dialogues // (arguments.per_device_train_batch_size * arguments.world_size)
     per_epoch = max(1, math.ceil(batches / arguments.gradient_accumulation_steps))
-    return math.ceil(arguments.num_train_epochs * per_epoch)
+    steps: int = math.ceil(arguments.num_train_epochs * per_epoch)
+    return steps
 
 
 def step_line(num_dialogues: int, arguments: LlavaArguments) -> str:

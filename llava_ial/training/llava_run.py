@@ -14,6 +14,7 @@ from llava_ial import distributed
 from llava_ial.conversation import IMAGE_TOKEN, chat_template_hash
 from llava_ial.data.dataset import IALDataset
 from llava_ial.data.llava import LlavaDataset
+from llava_ial.data.llava_json import draw_mixed, hash_of_json, parse_mixture
 from llava_ial.errors import UserError
 from llava_ial.manifest import BUILDING, MANIFEST, FolderState, claim_folder, file_hash, read_manifest
 from llava_ial.models.llava import (
@@ -70,7 +71,9 @@ def read_inputs(settings: LlavaSettings, arguments: LlavaArguments) -> Inputs:
         "base": base_hash(settings.base),
         "chat_template": chat_template_hash(),
     }
-    return Inputs(identity(settings, arguments) | parents, parents)
+    mixtures = [parse_mixture(text) for text in settings.mix]
+    mixed = {f"mix {mixture.share}": hash_of_json(mixture.path) for mixture in mixtures}
+    return Inputs(identity(settings, arguments) | parents | mixed, parents | mixed)
 
 
 def claim(output: Path, inputs: Inputs) -> FolderState:
@@ -103,9 +106,10 @@ def build_run(settings: LlavaSettings, arguments: LlavaArguments, inputs: Inputs
     if tokenizer.convert_tokens_to_ids(IMAGE_TOKEN) != llava.config.image_token_id:
         raise UserError(f"--base {settings.base}: its tokenizer does not know {IMAGE_TOKEN} as the image token")
     image_processor = AutoImageProcessor.from_pretrained(settings.clip, backend="pil")
+    conversations = dataset.conversations("train")
     train_set = LlavaDataset(
         dataset,
-        dataset.conversations("train"),
+        [*conversations, *draw_mixed(settings.mix, len(conversations), seed=arguments.seed)],
         tokenizer,
         image_processor,
         num_image_tokens=count,

@@ -12,14 +12,15 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
+from llava_ial.data.llava_json import parse_mixture
 from llava_ial.errors import UserError
 from llava_ial.models.llava import LoraSettings
 
 # These say where things lie, what is shown and how fast it goes, not what comes out: a run may be resumed with others.
 # The inputs stand in a run's identity by their hashes, the DeepSpeed file by its content.
 _NOT_IDENTITY = {
-    "data", "image_root", "base", "clip", "photos_in_memory", "num_processes", "output_dir", "deepspeed", "use_cpu",
-    "run_name", "disable_tqdm", "save_strategy", "save_steps", "save_total_limit", "dry_run",
+    "data", "image_root", "mix", "base", "clip", "photos_in_memory", "num_processes", "output_dir", "deepspeed",
+    "use_cpu", "run_name", "disable_tqdm", "save_strategy", "save_steps", "save_total_limit", "dry_run",
 }  # fmt: skip
 _NOT_IDENTITY_PREFIXES = ("log", "dataloader_", "hub_", "push_to_hub", "ddp_timeout")
 # By transformers, by the launcher, and what nobody should find in a file.
@@ -57,6 +58,11 @@ class LlavaSettings:
         default=0, metadata={"help": "decoded photos that each process keeps; for data sets of a few hundred photos"}
     )
 
+    mix: list[str] = field(
+        default_factory=list,
+        metadata={"help": "general dialogues as LLaVA JSON and their number as a share of the data set's, so that less "
+                          "is forgotten, for example general.json:0.1; photos lie relative to the file"},
+    )  # fmt: skip
     dry_run: bool = field(
         default=False, metadata={"help": "show what would be trained, on what and in how much memory; write nothing"}
     )
@@ -76,6 +82,8 @@ class LlavaSettings:
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("projector_learning_rate", "photos_in_memory"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
+        for text in self.mix:
+            parse_mixture(text)
         _require(0 <= self.lora_dropout < 1, "lora_dropout", self.lora_dropout, "at least 0 and below 1")
 
 

@@ -18,7 +18,12 @@ from llava_ial.errors import UserError
 from llava_ial.manifest import write_json
 from llava_ial.models.llava import PROJECTOR, freeze_tower
 from llava_ial.models.llava_folder import save_llava_ial
-from llava_ial.training.checkpoints import CHECKPOINTS, checkpoint_folder, remove_old_checkpoints
+from llava_ial.training.checkpoints import (
+    CHECKPOINTS,
+    checkpoint_folder,
+    refuse_full_disk,
+    remove_old_checkpoints,
+)
 from llava_ial.training.interruption import StopRequest
 from llava_ial.training.llava_run import UNFINISHED, LlavaRun
 from llava_ial.training.llava_settings import resolved
@@ -95,6 +100,7 @@ class LlavaTrainer(Trainer):
         folder, run = Path(output_dir or self.args.output_dir), self._run
         state = gather_adapter(self.model) if is_deepspeed_zero3_enabled() else None
 
+        @refuse_full_disk(run.output)
         def save() -> None:
             folder.mkdir(parents=True, exist_ok=True)
             save_config(folder / "config.yaml", resolved(run.settings, run.arguments))
@@ -124,14 +130,20 @@ class LlavaTrainer(Trainer):
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """A checkpoint has its final name only when every process has written its part of it."""
-        super()._save_checkpoint(model, trial)
-        distributed.wait_for_everyone()
         step, keep = self.state.global_step, self.args.save_total_limit
         final = checkpoint_folder(self._run.output, step)
+        unfinished = final.parent / f"{UNFINISHED}{step}"
+        try:
+            with refuse_full_disk(self._run.output):
+                super()._save_checkpoint(model, trial)
+        except UserError:
+            shutil.rmtree(unfinished, ignore_errors=True)
+            raise
+        distributed.wait_for_everyone()
 
         def publish() -> None:
             shutil.rmtree(final, ignore_errors=True)
-            (final.parent / f"{UNFINISHED}{step}").rename(final)
+            unfinished.rename(final)
             if keep:
                 remove_old_checkpoints(self._run.output, keep)
 
