@@ -121,8 +121,8 @@ def _as_arguments(settings: Mapping[str, Any], known: set[str], path: Path) -> l
             near = difflib.get_close_matches(key, known, n=1)
             mend = f"did you mean '{near[0]}'?" if near else "--help lists the keys"
             raise UserError(f"--config {path}: unknown key '{key}'; {mend}")
-        if value is None:
-            continue  # null means: leave the default
+        if value is None or value == []:
+            continue  # null, and nothing in a list, mean: leave the default
         if isinstance(value, list):
             arguments += [f"--{key}", *(str(item) for item in value)]
         elif isinstance(value, dict):

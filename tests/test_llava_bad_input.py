@@ -43,7 +43,7 @@ def general(tiny_folders: TinyFolders, tmp_path: Path) -> Callable[[object], Pat
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        ([entry(HUMAN, GPT, image="nowhere.jpg")], r"photo .*nowhere.jpg of conversation g-1 is missing"),
+        ([entry(HUMAN, GPT, image="nowhere.jpg")], r"photo .*nowhere.jpg of g-1 is missing"),
         ([entry(HUMAN, GPT, image=None)], "conversation g-1: 1 <image> marks for 0 photos"),
         ([entry({"from": "human", "value": "What?"}, GPT)], "conversation g-1: 0 <image> marks for 1 photos"),
         ([entry({**HUMAN, "value": f"{IMAGE_TOKEN}{IMAGE_TOKEN} What?"}, GPT)], "2 <image> marks for 1 photos"),

@@ -148,7 +148,7 @@ class LlavaDataset(Dataset[dict[str, Any]]):
             raise UserError(f"conversation {record.conversation_id}: {found} but {lacks}")
         if has_mark and not self._dataset.image_file(record.image_path).is_file():
             file = self._dataset.image_file(record.image_path)
-            raise UserError(f"photo {file} of conversation {record.conversation_id} is missing")
+            raise UserError(f"photo {file} of {record.conversation_id} is missing")
 
     def __len__(self) -> int:
         return len(self.encoded)
