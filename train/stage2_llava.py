@@ -31,7 +31,7 @@ from llava_ial.training.checkpoints import complete_checkpoints
 from llava_ial.training.interruption import StopRequest
 from llava_ial.training.llava_preview import preview
 from llava_ial.training.llava_run import LlavaRun, build_run, claim, describe, is_taken, read_inputs
-from llava_ial.training.llava_settings import LlavaArguments, LlavaSettings
+from llava_ial.training.llava_settings import LlavaArguments, LlavaSettings, is_measured
 from llava_ial.training.llava_trainer import LlavaTrainer
 from llava_ial.training.seeds import seed_everything
 
@@ -39,7 +39,7 @@ from llava_ial.training.seeds import seed_everything
 def main() -> None:
     """Reads the settings, checks everything, trains."""
     settings, arguments = parse_config(LlavaSettings, LlavaArguments, description=__doc__ or "")
-    settings.refuse_impossible()
+    settings.refuse_impossible(is_measured=is_measured(arguments))
     distributed.refuse_wrong_world_size(settings.num_processes, arguments.world_size)
     output = Path(arguments.output_dir)
     inputs = distributed.run_on_main_process(lambda: read_inputs(settings, arguments))

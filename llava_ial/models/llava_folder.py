@@ -22,7 +22,15 @@ from transformers import (
 
 from llava_ial.conversation import IMAGE_TOKEN, chat_template_hash, load_chat_template
 from llava_ial.errors import UserError
-from llava_ial.manifest import config_hash, file_hash, publish_manifest, read_manifest
+from llava_ial.manifest import (
+    BUILDING,
+    MANIFEST,
+    config_hash,
+    file_hash,
+    publish_manifest,
+    read_manifest,
+    write_json,
+)
 from llava_ial.models.identity import hash_tensors, tower_hash
 from llava_ial.models.llava import PROJECTOR, TOWER, load_base, saved_module, set_features
 
@@ -136,6 +144,22 @@ def save_llava_ial(
         vision_feature_select_strategy=llava_config.vision_feature_select_strategy,
         projector_hash=projector_hash,
     )
+
+
+def copy_llava_ial(source: Path, target: Path) -> None:
+    """Makes ``target``, a claimed folder, the finished twin of ``source``; its manifest comes last."""
+    manifest = read_manifest(source, KIND)
+    for path in sorted(source.iterdir()):
+        if path.is_dir():
+            _copy_once(path, target / path.name)
+        elif path.name != MANIFEST:
+            temporary = target / f".{path.name}.tmp"
+            shutil.copyfile(path, temporary)
+            temporary.rename(target / path.name)
+    if manifest["base_is_local"]:
+        manifest["base"] = os.path.relpath((source / manifest["base"]).resolve(), target)
+    write_json(target / MANIFEST, manifest)
+    (target / BUILDING).unlink(missing_ok=True)
 
 
 def load_llava_ial(

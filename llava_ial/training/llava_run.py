@@ -27,7 +27,8 @@ from llava_ial.models.llava import (
 )
 from llava_ial.models.llava_folder import KIND, base_hash
 from llava_ial.training.checkpoints import CHECKPOINTS
-from llava_ial.training.llava_settings import LlavaArguments, LlavaSettings, identity
+from llava_ial.training.llava_settings import LlavaArguments, LlavaSettings, identity, is_measured
+from llava_ial.training.llava_validation import Validation, build_validation
 
 UNFINISHED = "checkpoint-"  # Trainer's own name for a checkpoint: here it is one that is being written
 
@@ -51,11 +52,17 @@ class LlavaRun:
     tokenizer: Any
     image_processor: Any
     train_set: LlavaDataset
+    validation: Validation | None
 
     @property
     def output(self) -> Path:
         """The folder that is written."""
         return Path(self.arguments.output_dir)
+
+    @property
+    def log(self) -> Path:
+        """Losses and measurements, a line each."""
+        return self.output / "train_log.jsonl"
 
 
 def read_inputs(settings: LlavaSettings, arguments: LlavaArguments) -> Inputs:
@@ -107,18 +114,23 @@ def build_run(settings: LlavaSettings, arguments: LlavaArguments, inputs: Inputs
         raise UserError(f"--base {settings.base}: its tokenizer does not know {IMAGE_TOKEN} as the image token")
     image_processor = AutoImageProcessor.from_pretrained(settings.clip, backend="pil")
     conversations = dataset.conversations("train")
+    encoding: dict[str, Any] = {"num_image_tokens": count, "max_length": settings.max_length}
     train_set = LlavaDataset(
         dataset,
         [*conversations, *draw_mixed(settings.mix, len(conversations), seed=arguments.seed)],
         tokenizer,
         image_processor,
-        num_image_tokens=count,
-        max_length=settings.max_length,
         photos_in_memory=settings.photos_in_memory,
+        **encoding,
     )
+    validation = None
+    if is_measured(arguments):
+        validation = build_validation(
+            dataset, settings.eval_split, settings.eval_photos, tokenizer, image_processor, **encoding
+        )
     if arguments.gradient_checkpointing:
         model.enable_input_require_grads()
-    return LlavaRun(settings, arguments, inputs, model, tokenizer, image_processor, train_set)
+    return LlavaRun(settings, arguments, inputs, model, tokenizer, image_processor, train_set, validation)
 
 
 @contextmanager

@@ -63,6 +63,18 @@ class LlavaSettings:
         metadata={"help": "general dialogues as LLaVA JSON and their number as a share of the data set's, so that less "
                           "is forgotten, for example general.json:0.1; photos lie relative to the file"},
     )  # fmt: skip
+    eval_split: str = field(
+        default="val", metadata={"help": "split that is measured on, at every --eval_strategy steps or epoch"}
+    )
+    eval_photos: int = field(
+        default=64, metadata={"help": "photos of it, always the same, whose loss and generated answers are measured"}
+    )
+    publish: str = field(
+        default="last", metadata={"help": "what the finished folder holds: the 'last' step, or the 'best' measured one"}
+    )
+    early_stopping: int = field(
+        default=0, metadata={"help": "end after so many measurements without a better one; 0: never"}
+    )
     dry_run: bool = field(
         default=False, metadata={"help": "show what would be trained, on what and in how much memory; write nothing"}
     )
@@ -72,16 +84,23 @@ class LlavaSettings:
         """The LoRA part."""
         return LoraSettings(self.lora_rank, self.lora_alpha, self.lora_dropout)
 
-    def refuse_impossible(self) -> None:
+    def refuse_impossible(self, *, is_measured: bool) -> None:
         """Checks every value before anything expensive.
+
+        Args:
+            is_measured: ``--eval_strategy`` says when.
 
         Raises:
             UserError: Names option, value and what is allowed.
         """
-        for name in ("num_processes", "lora_rank", "lora_alpha", "max_length"):
+        needs_measuring = "nothing else without --eval_strategy steps or epoch"
+        _require(is_measured or self.publish != "best", "publish", self.publish, needs_measuring)
+        _require(is_measured or self.early_stopping == 0, "early_stopping", self.early_stopping, needs_measuring)
+        for name in ("num_processes", "lora_rank", "lora_alpha", "max_length", "eval_photos"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("projector_learning_rate", "photos_in_memory"):
+        for name in ("projector_learning_rate", "photos_in_memory", "early_stopping"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
+        _require(self.publish in ("last", "best"), "publish", self.publish, "last, best")
         for text in self.mix:
             parse_mixture(text)
         _require(0 <= self.lora_dropout < 1, "lora_dropout", self.lora_dropout, "at least 0 and below 1")
@@ -106,6 +125,7 @@ class LlavaArguments(TrainingArguments):
         _require(self.learning_rate >= 0, "learning_rate", self.learning_rate, "at least 0")
         for name in ("logging_nan_inf_filter", "remove_unused_columns"):
             _require(not getattr(self, name), name, getattr(self, name), "false")
+        _require(not self.load_best_model_at_end, "load_best_model_at_end", True, "false; take --publish best")
         _require(not self.fsdp, "fsdp", self.fsdp, "nothing: shard with --deepspeed train/configs/zero3.json")
         if self.deepspeed:
             refuse_missing_compiler(needs_cpu=self.use_cpu or not torch.cuda.is_available())
@@ -131,6 +151,11 @@ class LlavaArguments(TrainingArguments):
         except ValueError as error:
             raise UserError(f"--deepspeed {self.deepspeed}: not JSON: {error}") from error
         return content
+
+
+def is_measured(arguments: TrainingArguments) -> bool:
+    """True if ``--eval_strategy`` names a time to measure."""
+    return str(getattr(arguments.eval_strategy, "value", arguments.eval_strategy)) != "no"
 
 
 def be_one_process_without_launcher() -> None:

@@ -2,9 +2,10 @@
 
 import shutil
 import time
+from collections.abc import Mapping
 from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -17,7 +18,7 @@ from llava_ial.data.llava import LlavaCollator
 from llava_ial.errors import UserError
 from llava_ial.manifest import write_json
 from llava_ial.models.llava import PROJECTOR, freeze_tower
-from llava_ial.models.llava_folder import save_llava_ial
+from llava_ial.models.llava_folder import copy_llava_ial, save_llava_ial
 from llava_ial.training.checkpoints import (
     CHECKPOINTS,
     checkpoint_folder,
@@ -27,8 +28,10 @@ from llava_ial.training.checkpoints import (
 from llava_ial.training.interruption import StopRequest
 from llava_ial.training.llava_run import UNFINISHED, LlavaRun
 from llava_ial.training.llava_settings import resolved
+from llava_ial.training.llava_validation import Validation, answer_scores, best_so_far, dialogue_loss, is_better
 from llava_ial.training.train_log import TrainLog
 
+BEST = "best"  # among the checkpoints
 _LOGGED = ("loss", "grad_norm", "learning_rate")
 
 
@@ -41,20 +44,21 @@ class LlavaTrainer(Trainer):
 
     def __init__(self, run: LlavaRun, stop_request: StopRequest) -> None:
         self._run = run
-        self._is_broken = False
+        self._is_broken = self._has_converged = False
         self._started = time.monotonic()
         super().__init__(
             model=run.model,
             args=run.arguments,
             train_dataset=run.train_set,
+            eval_dataset=run.validation.dialogues if run.validation else None,
             data_collator=LlavaCollator(run.tokenizer.pad_token_id, filler=run.train_set.filler),
-            callbacks=[_EarlyEnd(self, stop_request), _Log(run.output / "train_log.jsonl")],
+            callbacks=[_EarlyEnd(self, stop_request), _Log(run.log)],
         )
 
     @property
     def is_finished(self) -> bool:
-        """True unless the training was asked to end early."""
-        return bool(self.state.global_step >= self.state.max_steps)
+        """True unless somebody asked the training to end before its time."""
+        return self._has_converged or bool(self.state.global_step >= self.state.max_steps)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """The optimizer of ``--optim``, the projector in groups with its own learning rate."""
@@ -118,12 +122,59 @@ class LlavaTrainer(Trainer):
 
         distributed.run_on_main_process(save)
 
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Measures loss and generated answers, and keeps the model if it is the best so far."""
+        run, control = self._run, self.control  # type: ignore[has-type]
+        best, num_since = distributed.run_on_main_process(lambda: best_so_far(run.log))
+        found = self._measure()
+        if is_better(found, best):
+            num_since = 0
+            self._save_best()
+        else:
+            num_since += 1
+        metrics = {f"eval_{name}": value for name, value in found.items()}
+        self.log(metrics)
+        if run.settings.early_stopping and num_since >= run.settings.early_stopping:
+            self._has_converged = control.should_training_stop = True
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, control, metrics)
+        return metrics
+
+    def _measure(self) -> dict[str, float]:
+        run, was_training = self._run, self.model.training
+        validation = cast(Validation, run.validation)  # Trainer measures only where --eval_strategy says when
+        base = self.model.get_base_model()
+        size, everyone = self.args.per_device_eval_batch_size, is_deepspeed_zero3_enabled()
+        self.model.eval()
+        with self.compute_loss_context_manager():
+            loss, _ = dialogue_loss(self.model, validation.dialogues, self.data_collator, size, everyone=everyone)
+            scores = answer_scores(
+                base, validation, run.tokenizer, base.config.image_seq_length, size, everyone=everyone
+            )
+        self.model.train(was_training)
+        return {"loss": loss, **scores}
+
+    def _save_best(self) -> None:
+        folder = self._run.output / CHECKPOINTS / BEST
+        temporary = folder.with_name(f".{BEST}.tmp")
+        distributed.run_on_main_process(lambda: shutil.rmtree(temporary, ignore_errors=True))
+        self.save_model(str(temporary))
+
+        def publish() -> None:
+            shutil.rmtree(folder, ignore_errors=True)
+            temporary.rename(folder)
+
+        distributed.run_on_main_process(publish)
+
     def finish(self) -> None:
         """Writes the finished folder; its manifest comes last."""
         if distributed.is_main_process():
             seconds = round(time.monotonic() - self._started, 1)
             write_json(self._run.output / "run.json", {"seconds": seconds, "steps": self.state.global_step})
-        self.save_model()
+        if self._run.settings.publish == "best":
+            best = self._run.output / CHECKPOINTS / BEST
+            distributed.run_on_main_process(lambda: copy_llava_ial(best, self._run.output))
+        else:
+            self.save_model()
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._run.output / CHECKPOINTS)
@@ -225,6 +276,12 @@ class _Log(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        values = {name: float(logs[name]) for name in _LOGGED if logs and name in logs}
+        values = {name.removeprefix("eval_"): float((logs or {})[name]) for name in _logged_names(logs or {})}
         if values and self._log:
             self._log.write(state.global_step, values)
+
+
+def _logged_names(logs: Mapping[str, Any]) -> list[str]:
+    """Of a training step what is worth keeping, of a measurement everything."""
+    measured = [name for name in logs if name.startswith("eval_")]
+    return measured or [name for name in _LOGGED if name in logs]
