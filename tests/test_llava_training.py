@@ -170,7 +170,7 @@ def test_deepspeed_without_a_compiler_is_told_before_it_starts(train: Train, mon
 
 def test_groups_have_their_learning_rates_and_every_trained_parameter_once(tiny_folders: TinyFolders) -> None:
     model = add_adapter(load_base(str(tiny_folders.llava.parent / "base_llava")), LoraSettings(2, 4, 0.0))
-    groups = optimizer_groups(model, 2e-4, 2e-5, 0.1)
+    groups = optimizer_groups(model, 2e-4, 2e-5, 2e-6, weight_decay=0.1)
     assert [(group["lr"], group["weight_decay"]) for group in groups] == [(2e-4, 0.1), (2e-5, 0.0), (2e-5, 0.1)]
     grouped = [id(parameter) for group in groups for parameter in group["params"]]
     assert sorted(grouped) == sorted(id(p) for p in model.parameters() if p.requires_grad)

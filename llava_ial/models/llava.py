@@ -169,7 +169,7 @@ def freeze_tower(model: nn.Module) -> None:
 def module_group(name: str) -> str:
     """Which part of the model a parameter belongs to."""
     if ".lora_" in name:
-        return "LoRA on the language model"
+        return f"LoRA on the {'vision tower' if TOWER in name else 'language model'}"
     for mark, group in ((TOWER, "vision tower"), (PROJECTOR, "projector")):
         if mark in name:
             return group

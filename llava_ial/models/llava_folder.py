@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from llava_ial.manifest import (
 )
 from llava_ial.models.identity import hash_tensors, tower_hash
 from llava_ial.models.llava import PROJECTOR, TOWER, load_base, saved_module, set_features
+from llava_ial.models.tuned_tower import named_as_plain
 
 KIND = "llava_ial"
 ADDRESS_CLIP = "address_clip"
@@ -101,6 +103,7 @@ def save_llava_ial(
     config: dict[str, Any],
     state_dict: dict[str, torch.Tensor] | None = None,
     parents: dict[str, str] | None = None,
+    is_tower_tuned: bool = False,
 ) -> None:
     """Writes everything the folder needs to stand alone beside its base; the manifest last.
 
@@ -114,19 +117,22 @@ def save_llava_ial(
         base: Name, or folder, which is stored relative to ``folder``.
         clip_folder: Finished stage 1 folder, copied in.
         config: What the manifest names as the configuration.
-        state_dict: Gathered weights, where the model's own are partitioned (ZeRO-3).
+        state_dict: Weights to save, where the model's own are not those (partitioned by ZeRO-3, LoRA in the tower).
         parents: Hashes of the data set, of stage 1 and of the base; that of the base is computed if it is not there.
+        is_tower_tuned: The tower is no longer that of stage 1, so it gets a hash of its own.
 
     Raises:
         UserError: The tower is not that of stage 1, or weights are not numbers.
     """
-    llava_config = model.get_base_model().config
-    model.save_pretrained(folder, state_dict=state_dict)
+    llava_config, state_dict = model.get_base_model().config, state_dict or model.state_dict()
+    with named_as_plain(model):
+        model.save_pretrained(folder, state_dict=state_dict)
     (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty form of a model card
     save_processor(folder, tokenizer, image_processor, llava_config)
     _copy_once(clip_folder, folder / ADDRESS_CLIP)
     stage1 = read_manifest(folder / ADDRESS_CLIP, ADDRESS_CLIP)
-    projector_hash = _check_adapter(folder, stage1["tower_hash"])
+    tuned = {"tuned_tower_hash": _tower_hash_of(state_dict)} if is_tower_tuned else {}
+    projector_hash = _check_adapter(folder, tuned.get("tuned_tower_hash", stage1["tower_hash"]))
     local = Path(base).is_dir()
     publish_manifest(
         folder,
@@ -137,6 +143,7 @@ def save_llava_ial(
         base_is_local=local,
         base_hash=(parents or {}).get("base") or base_hash(base),
         tower_hash=stage1["tower_hash"],
+        **tuned,
         gallery_hash=stage1["gallery_hash"],
         adapter_hash=file_hash(folder / _ADAPTER),
         chat_template_hash=chat_template_hash(),
@@ -192,7 +199,8 @@ def load_llava_ial(
     llava = load_base(where, dtype=dtype)
     count = set_features(llava, manifest["vision_feature_layer"], manifest["vision_feature_select_strategy"])
     adapted = PeftModel.from_pretrained(llava, folder)
-    verify_part(folder, "vision tower", tower_hash(saved_module(adapted, TOWER)), manifest["tower_hash"])
+    expected_tower = manifest.get("tuned_tower_hash", manifest["tower_hash"])
+    verify_part(folder, "vision tower", tower_hash(saved_module(adapted, TOWER)), expected_tower)
     verify_part(
         folder, "projector", hash_tensors(saved_module(adapted, PROJECTOR).state_dict()), manifest["projector_hash"]
     )
@@ -219,6 +227,12 @@ def _copy_once(source: Path, target: Path) -> None:
     shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed here
     shutil.copytree(source, temporary, ignore=shutil.ignore_patterns("checkpoints"))
     temporary.rename(target)
+
+
+def _tower_hash_of(state: Mapping[str, torch.Tensor]) -> str:
+    """Hash of the tower among the weights of a model that is being trained."""
+    mark = f".{TOWER}.modules_to_save.default."
+    return hash_tensors({name.split(mark)[1]: tensor for name, tensor in state.items() if mark in name})
 
 
 def _check_adapter(folder: Path, expected_tower: str) -> str:

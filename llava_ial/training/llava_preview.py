@@ -154,7 +154,7 @@ def memory_need(
 
 def _activations(model: Any, arguments: LlavaArguments, num_tokens: int, *, half_width: int) -> float:
     text = model.config.text_config
-    layer = _CHECKPOINTED_BYTES if arguments.gradient_checkpointing else _LAYER_BYTES
+    layer = _CHECKPOINTED_BYTES if arguments.activation_checkpointing else _LAYER_BYTES
     layers = text.num_hidden_layers * text.hidden_size * layer * half_width / 2
     one_layer = text.hidden_size * _LAYER_BYTES * half_width / 2  # checkpointing computes one at a time again
     logits = text.vocab_size * (half_width + 2 * 4)  # and their 32-bit copy with its gradient

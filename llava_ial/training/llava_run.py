@@ -26,6 +26,7 @@ from llava_ial.models.llava import (
     set_features,
 )
 from llava_ial.models.llava_folder import KIND, base_hash
+from llava_ial.models.tuned_tower import add_tower_lora, set_tower_training
 from llava_ial.training.checkpoints import CHECKPOINTS
 from llava_ial.training.llava_settings import LlavaArguments, LlavaSettings, identity, is_measured
 from llava_ial.training.llava_validation import Validation, build_validation
@@ -109,6 +110,9 @@ def build_run(settings: LlavaSettings, arguments: LlavaArguments, inputs: Inputs
         attach_tower(llava, clip)
         count = set_features(llava, settings.vision_feature_layer, settings.vision_feature_select_strategy)
         model = add_adapter(llava, settings.lora)
+        if settings.tune_vision_tower == "lora":
+            add_tower_lora(model, settings.lora)
+        set_tower_training(model, settings.tune_vision_tower)
     tokenizer = AutoTokenizer.from_pretrained(settings.base)
     if tokenizer.convert_tokens_to_ids(IMAGE_TOKEN) != llava.config.image_token_id:
         raise UserError(f"--base {settings.base}: its tokenizer does not know {IMAGE_TOKEN} as the image token")
@@ -128,7 +132,7 @@ def build_run(settings: LlavaSettings, arguments: LlavaArguments, inputs: Inputs
         validation = build_validation(
             dataset, settings.eval_split, settings.eval_photos, tokenizer, image_processor, **encoding
         )
-    if arguments.gradient_checkpointing:
+    if arguments.activation_checkpointing:
         model.enable_input_require_grads()
     return LlavaRun(settings, arguments, inputs, model, tokenizer, image_processor, train_set, validation)
 

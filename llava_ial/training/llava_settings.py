@@ -15,6 +15,7 @@ from transformers import TrainingArguments
 from llava_ial.data.llava_json import parse_mixture
 from llava_ial.errors import UserError
 from llava_ial.models.llava import LoraSettings
+from llava_ial.models.tuned_tower import TOWER_TUNING
 
 # These say where things lie, what is shown and how fast it goes, not what comes out: a run may be resumed with others.
 # The inputs stand in a run's identity by their hashes, the DeepSpeed file by its content.
@@ -46,6 +47,12 @@ class LlavaSettings:
     lora_dropout: float = field(default=0.05, metadata={"help": "dropout before LoRA"})
     projector_learning_rate: float = field(
         default=2e-5, metadata={"help": "of the projector; --learning_rate is LoRA's"}
+    )
+    tune_vision_tower: str = field(
+        default="none", metadata={"help": "'none', 'lora' (rank, scale and dropout as above), or 'full'"}
+    )
+    vision_tower_learning_rate: float = field(
+        default=2e-6, metadata={"help": "of the tower; LoRA in it wants a higher one, such as 2e-5"}
     )
     vision_feature_layer: int = field(
         default=-2, metadata={"help": "hidden state of the tower that is read; LLaVA-1.5: -2"}
@@ -98,8 +105,11 @@ class LlavaSettings:
         _require(is_measured or self.early_stopping == 0, "early_stopping", self.early_stopping, needs_measuring)
         for name in ("num_processes", "lora_rank", "lora_alpha", "max_length", "eval_photos"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("projector_learning_rate", "photos_in_memory", "early_stopping"):
+        for name in ("projector_learning_rate", "vision_tower_learning_rate", "photos_in_memory", "early_stopping"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
+        _require(
+            self.tune_vision_tower in TOWER_TUNING, "tune_vision_tower", self.tune_vision_tower, ", ".join(TOWER_TUNING)
+        )
         _require(self.publish in ("last", "best"), "publish", self.publish, "last, best")
         for text in self.mix:
             parse_mixture(text)

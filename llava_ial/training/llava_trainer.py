@@ -2,7 +2,8 @@
 
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from operator import itemgetter
 from pathlib import Path
 from typing import Any, cast
@@ -17,8 +18,15 @@ from llava_ial.config import save_config
 from llava_ial.data.llava import LlavaCollator
 from llava_ial.errors import UserError
 from llava_ial.manifest import write_json
-from llava_ial.models.llava import PROJECTOR, freeze_tower
+from llava_ial.models.llava import PROJECTOR, TOWER
 from llava_ial.models.llava_folder import copy_llava_ial, save_llava_ial
+from llava_ial.models.tuned_tower import (
+    load_tower_lora,
+    named_as_plain,
+    plain_state,
+    save_tower_lora,
+    set_tower_training,
+)
 from llava_ial.training.checkpoints import (
     CHECKPOINTS,
     checkpoint_folder,
@@ -64,9 +72,9 @@ class LlavaTrainer(Trainer):
         """The optimizer of ``--optim``, the projector in groups with its own learning rate."""
         if self.optimizer is None:  # type: ignore[has-type]
             trained = model if model is not None else self.model
-            groups = optimizer_groups(
-                trained, self.args.learning_rate, self._run.settings.projector_learning_rate, self.args.weight_decay
-            )
+            settings = self._run.settings
+            rates = (self.args.learning_rate, settings.projector_learning_rate, settings.vision_tower_learning_rate)
+            groups = optimizer_groups(trained, *rates, weight_decay=self.args.weight_decay)
             build, options = self.get_optimizer_cls_and_kwargs(self.args, trained)
             self.optimizer = build(groups, **options)
         optimizer: torch.optim.Optimizer = self.optimizer
@@ -102,7 +110,8 @@ class LlavaTrainer(Trainer):
         it leaves out what is frozen: the vision tower.
         """
         folder, run = Path(output_dir or self.args.output_dir), self._run
-        state = gather_adapter(self.model) if is_deepspeed_zero3_enabled() else None
+        needs_all = is_deepspeed_zero3_enabled() or distributed.is_main_process()
+        state = plain_state(self.model, gathered) if needs_all else None
 
         @refuse_full_disk(run.output)
         def save() -> None:
@@ -118,6 +127,7 @@ class LlavaTrainer(Trainer):
                 config=run.inputs.identity,
                 state_dict=state,
                 parents=run.inputs.parents,
+                is_tower_tuned=run.settings.tune_vision_tower != "none",
             )
 
         distributed.run_on_main_process(save)
@@ -187,6 +197,8 @@ class LlavaTrainer(Trainer):
         try:
             with refuse_full_disk(self._run.output):
                 super()._save_checkpoint(model, trial)
+                if distributed.is_main_process() and not self.is_deepspeed_enabled:  # which saves all that trains
+                    save_tower_lora(self.model, unfinished)
         except UserError:
             shutil.rmtree(unfinished, ignore_errors=True)
             raise
@@ -201,44 +213,45 @@ class LlavaTrainer(Trainer):
         distributed.run_on_main_process(publish)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        freeze_tower(self.model)
+        with named_as_plain(self.model, writes=True):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+        load_tower_lora(self.model, Path(resume_from_checkpoint))
+        set_tower_training(self.model, self._run.settings.tune_vision_tower)
 
 
 def optimizer_groups(
-    model: nn.Module, learning_rate: float, projector_learning_rate: float, weight_decay: float
+    model: nn.Module,
+    learning_rate: float,
+    projector_learning_rate: float,
+    tower_learning_rate: float,
+    *,
+    weight_decay: float,
 ) -> list[dict[str, Any]]:
     """Trainable parameters by learning rate and decay, LoRA first, whose rate is the one that is logged.
 
-    Biases are not decayed; no group is empty.
+    Biases and norms are not decayed; no group is empty.
     """
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    rates = (learning_rate, projector_learning_rate, tower_learning_rate)
+    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            groups.setdefault((PROJECTOR in name, not name.endswith("bias")), []).append(parameter)
+            part = 2 if f".{TOWER}." in name else int(PROJECTOR in name)
+            is_decayed = not name.endswith("bias") and "norm" not in name
+            groups.setdefault((part, is_decayed), []).append(parameter)
     return [
-        {
-            "params": parameters,
-            "lr": projector_learning_rate if is_projector else learning_rate,
-            "weight_decay": weight_decay if is_decayed else 0.0,
-        }
-        for (is_projector, is_decayed), parameters in sorted(groups.items(), key=itemgetter(0))
+        {"params": parameters, "lr": rates[part], "weight_decay": weight_decay if is_decayed else 0.0}
+        for (part, is_decayed), parameters in sorted(groups.items(), key=itemgetter(0))
     ]
 
 
-def gather_adapter(model: nn.Module) -> dict[str, torch.Tensor]:
-    """What a LLaVA-IAL folder holds, whole, from parameters that ZeRO-3 has spread over the processes.
-
-    Every process must call it. The frozen language model is not gathered.
-    """
+def gathered(parameters: Sequence[nn.Parameter]) -> AbstractContextManager[Any]:
+    """Makes parameters whole that ZeRO-3 has spread over the processes; every process must call it."""
+    if not is_deepspeed_zero3_enabled():
+        return nullcontext()
     from deepspeed.runtime.zero import GatheredParameters  # its import looks for accelerators
 
-    state = {}
-    for name, parameter in model.named_parameters():
-        if ".lora_" in name or ".modules_to_save." in name:
-            with GatheredParameters([parameter]):
-                state[name] = parameter.detach().cpu().clone()
-    return state
+    context: AbstractContextManager[Any] = GatheredParameters(list(parameters))
+    return context
 
 
 class _EarlyEnd(TrainerCallback):
