@@ -67,6 +67,16 @@ class _RetryError(Exception):
         self.wait_s = wait_s
 
 
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """Follows nobody: the key is for the server that was named, and would go along."""
+
+    def redirect_request(self, *args: Any) -> None:
+        return None
+
+
+_OPENER = urllib.request.build_opener(_NoRedirect)
+
+
 class CompletionsClient:
     """A model behind a server, asked like any other.
 
@@ -141,27 +151,48 @@ class CompletionsClient:
             headers["Authorization"] = f"Bearer {key}"
         request = urllib.request.Request(self._endpoint, json.dumps(body).encode(), headers)  # noqa: S310 (checked)
         try:
-            with urllib.request.urlopen(request, timeout=self._settings.timeout_s) as reply:  # noqa: S310
-                content = reply.read(_MAX_REPLY_BYTES)
+            with _OPENER.open(request, timeout=self._settings.timeout_s) as reply:
+                content = _read_within(reply, self._settings.timeout_s)
         except urllib.error.HTTPError as error:
-            return _refused(error, self._endpoint)
+            return _refused(error, _body_of(error), self._endpoint)
         except (OSError, http.client.HTTPException) as error:  # no connection, time-out, a reply that was cut
             raise _RetryError(f"{type(error).__name__}: {error}") from error
         try:
             found = json.loads(content)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise _RetryError(f"the reply is no JSON: {content[:80]!r}") from error
         if not isinstance(found, dict):
             raise _RetryError(f"the reply is no JSON object: {content[:80]!r}")
         return found
 
 
-def _refused(error: urllib.error.HTTPError, endpoint: str) -> Failure:
+def _read_within(reply: http.client.HTTPResponse, limit_s: float) -> bytes:
+    """A reply that may come in pieces; the socket's own time-out is for each piece, so they could go on for ever."""
+    ends, content = time.monotonic() + limit_s, b""
+    while (part := reply.read1(_MAX_REPLY_BYTES)) and len(content) < _MAX_REPLY_BYTES:
+        content += part
+        if time.monotonic() > ends:
+            raise TimeoutError(f"no whole reply within {limit_s:g} s")
+    return content
+
+
+def _body_of(error: urllib.error.HTTPError) -> str:
+    """The beginning of what came with a status code; "" where the connection broke before it came."""
+    try:
+        with error:
+            return error.read(500).decode("utf-8", "replace").strip()
+    except (OSError, http.client.HTTPException):
+        return ""
+
+
+def _refused(error: urllib.error.HTTPError, said: str, endpoint: str) -> Failure:
     """What a status code means: wait and try again, stop, or an answer that this question will never get."""
-    with error:
-        said = error.read(500).decode("utf-8", "replace").strip()
     if error.code in _KEY_REFUSED:
         raise StopAskingError(f"{endpoint} refuses the key ({error.code}); set {KEY_VARIABLE} in the environment")
+    if 300 <= error.code < 400:
+        raise StopAskingError(
+            f"{endpoint} sends on to {error.headers.get('Location')} ({error.code}); name that in --server, if trusted"
+        )
     if error.code == http.HTTPStatus.NOT_FOUND:
         raise StopAskingError(f"{endpoint}: not found ({said or error.reason}); are --server and --model right?")
     if error.code in (408, 409, 429) or error.code >= 500:
@@ -188,7 +219,7 @@ def _read_reply(reply: dict[str, Any] | Failure) -> Answer | Failure:
         text, refusal = message.get("content"), message.get("refusal")
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise _RetryError(f"the reply has no answer in it: {json.dumps(reply)[:200]}") from error
-    usage = reply.get("usage") or {}
+    usage = reply.get("usage")
     # A model that refuses has answered: it is counted as a refusal and not asked again.
     said = text if isinstance(text, str) and text.strip() else refusal
     if choice.get("finish_reason") == "content_filter" and not said:
@@ -196,11 +227,18 @@ def _read_reply(reply: dict[str, Any] | Failure) -> Answer | Failure:
     if not isinstance(said, str):
         raise _RetryError(f"the reply has no text: {json.dumps(reply)[:200]}")
     return Answer(
-        said.strip(),
+        # Half of a surrogate pair, which JSON can hold, could not be written down.
+        said.strip().encode("utf-8", "replace").decode("utf-8"),
         LENGTH if choice.get("finish_reason") == "length" else STOP,
-        prompt_tokens=usage.get("prompt_tokens"),
-        completion_tokens=usage.get("completion_tokens"),
+        prompt_tokens=_count(usage, "prompt_tokens"),
+        completion_tokens=_count(usage, "completion_tokens"),
     )
+
+
+def _count(usage: object, name: str) -> int | None:
+    """Tokens that a server counted; None where it counted none, or something else."""
+    value = usage.get(name) if isinstance(usage, dict) else None
+    return value if isinstance(value, int) else None
 
 
 def _data_url(photo: Image.Image) -> str:

@@ -33,7 +33,8 @@ def read_answers(path: Path, questions: Sequence[Question]) -> list[PredictionRe
     where = {question.image_id: question for question in reversed(questions) if question.task == WHERE}
     found: dict[str, Answer | Failure] = {}
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Other programs may begin a file with a mark; and an answer may hold letters that splitlines() would cut at.
+        lines = path.read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--predictions {path}: {error}") from error
     for number, line in enumerate(lines, start=1):

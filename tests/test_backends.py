@@ -1,9 +1,11 @@
 """Who can be evaluated: a server that misbehaves, a file of answers, any image-text model of transformers."""
 
+import contextlib
 import json
 import os
 import shutil
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -20,7 +22,7 @@ from PIL import Image
 from llava_ial.conversation import user_question
 from llava_ial.data.dataset import IALDataset
 from llava_ial.errors import UserError
-from llava_ial.evaluation.generation import Failure, StopAskingError
+from llava_ial.evaluation.generation import Failure, PredictionFile, StopAskingError
 from llava_ial.evaluation.questions import load_questions
 from llava_ial.inference import Answer
 from llava_ial.manifest import MANIFEST
@@ -189,6 +191,65 @@ def test_a_server_that_is_not_there_ends_it() -> None:
         ask(url, 2, retries=1)
 
 
+def breaks_off(handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
+    """An error whose explanation never comes: the connection is reset."""
+    handler.send_response(500)
+    handler.send_header("Content-Length", "5000")
+    handler.end_headers()
+    handler.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    handler.connection.shutdown(socket.SHUT_RDWR)
+
+
+def drips(handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
+    """Sends a byte now and then, each in time."""
+    handler.send_response(200)
+    handler.send_header("Content-Length", "5000")
+    handler.end_headers()
+    with contextlib.suppress(OSError):
+        for _ in range(60):
+            handler.wfile.write(b" ")
+            time.sleep(0.05)
+
+
+@pytest.mark.parametrize("trouble", [breaks_off, drips, garbles(b"[" * 100_000)])
+def test_trouble_in_the_middle_of_a_reply_is_waited_out_too(trouble) -> None:
+    with server(trouble, says("Grant Street.")) as (url, asked):
+        (answer,), _ = ask(url, timeout_s=0.4)
+    assert isinstance(answer, Answer)
+    assert len(asked) == 2
+
+
+@pytest.mark.parametrize("usage", [None, [], "much", {"prompt_tokens": "600"}])
+def test_counts_that_are_none_are_left_out(usage) -> None:
+    reply = {"choices": [{"message": {"content": "Grant \ud800 Street."}, "finish_reason": "stop"}], "usage": usage}
+    with server(garbles(json.dumps(reply).encode())) as (url, _):
+        (answer,), _ = ask(url)
+    assert answer == Answer("Grant ? Street.", "stop")  # half a pair of surrogates could not be written down
+
+
+def test_the_key_goes_nowhere_else(monkeypatch) -> None:
+    monkeypatch.setenv(KEY_VARIABLE, "secret-key")
+    with server(says("Grant Street.")) as (other, asked):
+        for status in (302, 307):
+            with server(fails(status, Location=other)) as (url, _), pytest.raises(StopAskingError, match="sends on to"):
+                ask(url)
+    assert not asked
+
+
+def test_many_requests_at_a_time_keep_their_questions(monkeypatch) -> None:
+    def late_first(handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
+        number = int(body["messages"][0]["content"][1]["text"].split()[-1].rstrip("?"))
+        time.sleep(0.02 * (8 - number))
+        says(f"Answer {number}")(handler, body)
+
+    with server(late_first) as (url, _):
+        client = CompletionsClient(ServerSettings(url, "some-model", concurrency=4))
+        photo = Image.new("RGB", (8, 8))
+        dialogues = [[user_question(f"Where is number {i}?")] for i in range(8)]
+        answers = client.answer_batch(dialogues, [photo] * 8, batch_size=1, max_new_tokens=9)
+    assert [answer.text for answer in answers if isinstance(answer, Answer)] == [f"Answer {i}" for i in range(8)]
+
+
 @pytest.mark.parametrize("url", ["localhost:8000", "file:///etc/passwd", "http://"])
 def test_an_address_that_is_none_is_refused(url) -> None:
     with pytest.raises(UserError, match="expected an address"):
@@ -239,6 +300,20 @@ def test_answers_of_somebody_else_are_scored(tiny_folders, tmp_path) -> None:
         tiny_folders.data, tmp_path / "again", split="train", predictions=config.output / "predictions.jsonl"
     )
     assert evaluate(again)["answers"] == metrics["answers"]
+
+
+def test_letters_that_end_lines_elsewhere_end_none_here(tiny_folders, tmp_path) -> None:
+    """U+2028 and U+0085 stand unescaped in JSON, and a file may begin with a byte order mark."""
+    questions = load_questions(IALDataset(tiny_folders.data), "train").asked
+    rows = [{"question_id": q.question_id, "answer": f"One\u2028two\u0085three: {q.expected}"} for q in questions]
+    path = tmp_path / "a.jsonl"
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    path.write_bytes(b"\xef\xbb\xbf" + lines.encode())
+    config = EvaluateConfig(tiny_folders.data, tmp_path / "out", split="train", predictions=path)
+    metrics = evaluate(config)
+    assert metrics["answers"]["rates"]["street_accuracy"]["value"] == 1.0
+    written = PredictionFile(config.output / "predictions.jsonl")
+    assert {record.answer for record in written.by_question.values()} == {row["answer"] for row in rows}
 
 
 def test_a_question_without_an_answer_is_failed_and_not_wrong(tiny_folders, tmp_path) -> None:

@@ -32,6 +32,8 @@ class StopAskingError(UserError):
     """Something that will be wrong with every further question too, such as a key that a server refuses."""
 
 
+# What a question, a photo or the machine may raise; a UserError is a ValueError, as are the complaints of processors.
+_TROUBLE = (ValueError, RuntimeError, MemoryError)
 # One answer, or why there is none, for each question, in order; ``StopAskingError`` ends the evaluation.
 Ask = Callable[[Sequence[Question], Sequence[Image.Image]], Sequence["Answer | Failure"]]
 
@@ -52,7 +54,8 @@ class PredictionFile:
         if whole != content:
             with path.open("r+b") as file:
                 file.truncate(len(whole))
-        for number, line in enumerate(whole.decode("utf-8").splitlines(), start=1):
+        # Not splitlines(): an answer may hold other letters that it takes for the end of a line, such as U+2028.
+        for number, line in enumerate(whole.split(b"\n")[:-1], start=1):
             try:
                 record = PredictionRecord(**json.loads(line))
             except (ValueError, TypeError) as error:
@@ -167,11 +170,13 @@ def _ask(ask: Ask, questions: Sequence[Question], image_file: Mapping[str, Path]
         put(able)
     except StopAskingError:
         raise
-    except (UserError, RuntimeError):  # out of memory, or one bad question: the others need not fail with it
+    except _TROUBLE:  # out of memory, or one bad question: the others need not fail with it
         for question in able:
             try:
                 put([question])
-            except (UserError, RuntimeError) as error:
+            except StopAskingError:
+                raise
+            except _TROUBLE as error:
                 answers[question.question_id] = Failure(f"{type(error).__name__}: {error}")
     return [as_record(question, answers[question.question_id]) for question in questions]
 
