@@ -54,6 +54,31 @@ def test_two_processes_of_deepspeed_equal_one_and_resume(tiny_folders: TinyFolde
     assert_same_weights(two, resumed)
 
 
+@pytest.mark.timeout(2 * TIMEOUT_S)
+@pytest.mark.parametrize("stage", [2, 3])
+def test_offloading_starts_and_mixed_batches_never_hang(tiny_folders: TinyFolders, tmp_path: Path, stage: int) -> None:
+    """Batches with photos on one process and without on the other; ZeRO-3 waits for ever where modules differ."""
+    entries = [
+        {
+            "id": i,
+            "conversations": [{"from": "human", "value": f"What is {i} and {i}?"}, {"from": "gpt", "value": "Even."}],
+        }
+        for i in range(8)
+    ]
+    general, out = tmp_path / "general.json", tmp_path / "out"
+    general.write_text(json.dumps(entries), encoding="utf-8")
+    launch(
+        tiny_folders, out, port=29750 + stage, deepspeed=f"train/configs/zero{stage}_offload.json", mix=f"{general}:1",
+        per_device_train_batch_size=1, max_steps=8, save_steps=8, tune_vision_tower="lora", eval_strategy="steps",
+        eval_steps=8, eval_split="train", eval_photos=3, publish="best", vision_tower_learning_rate=1e-2,
+    )  # fmt: skip
+    loaded = load_llava_ial(out)
+    assert loaded.manifest["tuned_tower_hash"] != loaded.manifest["tower_hash"], "LoRA was gathered and added"
+    lines = [json.loads(line) for line in (out / "train_log.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert len(lines) == 9
+    assert lines[-1]["street_accuracy"] >= 0
+
+
 def test_kill_9_loses_nothing_that_was_saved(tiny_folders: TinyFolders, tmp_path: Path) -> None:
     options = {"max_steps": 40, "save_steps": 5}
     straight, killed = train_here(tiny_folders, tmp_path / "straight", **options), tmp_path / "killed"

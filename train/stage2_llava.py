@@ -26,7 +26,7 @@ from llava_ial import distributed
 from llava_ial.config import parse_config
 from llava_ial.errors import run_command
 from llava_ial.manifest import FolderState
-from llava_ial.models.llava import trainable_table
+from llava_ial.models.trainable import trainable_table
 from llava_ial.training.checkpoints import complete_checkpoints
 from llava_ial.training.interruption import StopRequest
 from llava_ial.training.llava_preview import preview

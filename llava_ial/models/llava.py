@@ -1,6 +1,5 @@
 """LLaVA with the tower of stage 1: built for training, and what of it trains."""
 
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,10 +39,19 @@ class LoraSettings:
     rank: int = 128
     alpha: int = 256
     dropout: float = 0.05
+    use_rslora: bool = False
+    use_dora: bool = False
 
 
-def load_base(base: str, *, dtype: torch.dtype = torch.float32) -> LlavaForConditionalGeneration:
+def load_base(
+    base: str, *, dtype: torch.dtype = torch.float32, quantization: Any = None
+) -> LlavaForConditionalGeneration:
     """A LLaVA by name or folder.
+
+    Args:
+        base: Name or folder.
+        dtype: Of the weights.
+        quantization: Of ``quantized.quantization_config``.
 
     Raises:
         UserError: Nothing there, another kind of model, or weights missing (they would be random without a word).
@@ -52,7 +60,9 @@ def load_base(base: str, *, dtype: torch.dtype = torch.float32) -> LlavaForCondi
         kind = AutoConfig.from_pretrained(base).model_type
         if kind != "llava":
             raise UserError(f"base '{base}' is a {kind}; expected a llava, such as llava-hf/llava-1.5-7b-hf")
-        model, info = LlavaForConditionalGeneration.from_pretrained(base, dtype=dtype, output_loading_info=True)
+        model, info = LlavaForConditionalGeneration.from_pretrained(
+            base, dtype=dtype, quantization_config=quantization, output_loading_info=True
+        )
     except UserError:
         raise
     except (OSError, ValueError, SafetensorError) as error:
@@ -147,6 +157,8 @@ def add_adapter(llava: LlavaForConditionalGeneration, lora: LoraSettings) -> Pef
             r=lora.rank,
             lora_alpha=lora.alpha,
             lora_dropout=lora.dropout,
+            use_rslora=lora.use_rslora,
+            use_dora=lora.use_dora,
             target_modules=LORA_TARGETS,
             modules_to_save=[PROJECTOR, TOWER],
             task_type="CAUSAL_LM",
@@ -164,32 +176,6 @@ def freeze_tower(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if TOWER in name:
             parameter.requires_grad_(False)
-
-
-def module_group(name: str) -> str:
-    """Which part of the model a parameter belongs to."""
-    if ".lora_" in name:
-        return f"LoRA on the {'vision tower' if TOWER in name else 'language model'}"
-    for mark, group in ((TOWER, "vision tower"), (PROJECTOR, "projector")):
-        if mark in name:
-            return group
-    return "language model"
-
-
-def trainable_table(model: nn.Module) -> str:
-    """Parameters by part: how many there are and how many train."""
-    total: Counter[str] = Counter()
-    training: Counter[str] = Counter()
-    for name, parameter in model.named_parameters():
-        if "original_module" in name:
-            continue  # PEFT keeps the base's copy of a saved module; it is not used
-        # Under ZeRO-3 a partitioned tensor is empty here and DeepSpeed keeps its size beside it.
-        count = int(getattr(parameter, "ds_numel", parameter.numel()))
-        total[module_group(name)] += count
-        training[module_group(name)] += count if parameter.requires_grad else 0
-    rows = [f"{group:<28}{total[group]:>14,}{training[group]:>14,}" for group in sorted(total)]
-    head = f"{'part':<28}{'parameters':>14}{'trained':>14}"
-    return "\n".join([head, *rows, f"{'all':<28}{sum(total.values()):>14,}{sum(training.values()):>14,}"])
 
 
 def saved_module(model: PeftModel, name: str) -> Any:

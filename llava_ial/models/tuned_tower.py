@@ -29,8 +29,9 @@ def add_tower_lora(model: PeftModel, lora: LoraSettings) -> None:
     """Puts LoRA on those layers of the tower that LLaVA reads."""
     layers = "|".join(str(layer) for layer in range(_num_read_layers(model)))
     config = LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=_LINEAR.format(layers=layers)
-    )
+        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, use_rslora=lora.use_rslora,
+        target_modules=_LINEAR.format(layers=layers),
+    )  # fmt: skip
     inject_adapter_in_model(config, saved_module(model, TOWER), adapter_name=_ADAPTER)
 
 

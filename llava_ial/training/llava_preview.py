@@ -13,7 +13,8 @@ from transformers import PreTrainedTokenizerBase
 from llava_ial import distributed
 from llava_ial.conversation import IMAGE_TOKEN
 from llava_ial.data.llava import IGNORE_INDEX, EncodedDialogue
-from llava_ial.models.llava import trainable_table
+from llava_ial.models.quantized import num_weights
+from llava_ial.models.trainable import trainable_table
 from llava_ial.training.llava_run import LlavaRun, describe
 from llava_ial.training.llava_settings import LlavaArguments
 
@@ -142,7 +143,7 @@ def memory_need(
     width = 2 if half and stage else 4  # DeepSpeed holds the model at 16 bits, autocast at 32
     parameters = [p for name, p in model.named_parameters() if "original_module" not in name]
     frozen = sum(_bytes(p, width if stage else None) for p in parameters if not p.requires_grad)
-    trained = sum(_numel(p) for p in parameters if p.requires_grad)
+    trained = sum(num_weights(p) for p in parameters if p.requires_grad)
     spread = processes if stage >= 2 else 1
     return MemoryNeed(
         weights=(frozen + trained * width) / (processes if stage == 3 else 1),
@@ -170,11 +171,8 @@ def _decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], image: int) 
     return "".join(pieces)
 
 
-def _numel(parameter: nn.Parameter) -> int:
-    return int(getattr(parameter, "ds_numel", parameter.numel()))
-
-
 def _bytes(parameter: nn.Parameter, width: int | None) -> int:
     """Of a frozen weight: as it lies in memory, or at ``width`` bytes; quantised ones stay what they are."""
-    is_float = parameter.is_floating_point()
-    return _numel(parameter) * (width if width is not None and is_float else parameter.element_size())
+    if not parameter.is_floating_point():
+        return int(parameter.numel() * parameter.element_size())
+    return num_weights(parameter) * (width if width is not None else parameter.element_size())

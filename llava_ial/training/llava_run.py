@@ -26,9 +26,16 @@ from llava_ial.models.llava import (
     set_features,
 )
 from llava_ial.models.llava_folder import KIND, base_hash
+from llava_ial.models.quantized import quantization_config, refuse_quantized_elsewhere
 from llava_ial.models.tuned_tower import add_tower_lora, set_tower_training
 from llava_ial.training.checkpoints import CHECKPOINTS
-from llava_ial.training.llava_settings import LlavaArguments, LlavaSettings, identity, is_measured
+from llava_ial.training.llava_settings import (
+    LlavaArguments,
+    LlavaSettings,
+    identity,
+    is_measured,
+    refuse_zero3_quantized,
+)
 from llava_ial.training.llava_validation import Validation, build_validation
 
 UNFINISHED = "checkpoint-"  # Trainer's own name for a checkpoint: here it is one that is being written
@@ -72,6 +79,8 @@ def read_inputs(settings: LlavaSettings, arguments: LlavaArguments) -> Inputs:
     Raises:
         UserError: Data set, stage 1 or base is not there or not finished.
     """
+    refuse_zero3_quantized(settings, arguments)
+    settings.dtype(arguments)
     read_manifest(settings.clip, ADDRESS_CLIP_KIND)
     parents = {
         "data": IALDataset(settings.data, settings.image_root).identity,
@@ -106,13 +115,20 @@ def build_run(settings: LlavaSettings, arguments: LlavaArguments, inputs: Inputs
     dataset = IALDataset(settings.data, settings.image_root)
     with whole_tensors(arguments):
         clip = load_address_clip(settings.clip)
-        llava = load_base(settings.base)
+        dtype = settings.dtype(arguments)
+        quantization = quantization_config(settings.quantize, dtype)
+        llava = load_base(settings.base, dtype=dtype, quantization=quantization)
+        if quantization:
+            refuse_quantized_elsewhere(llava)
         attach_tower(llava, clip)
         count = set_features(llava, settings.vision_feature_layer, settings.vision_feature_select_strategy)
         model = add_adapter(llava, settings.lora)
         if settings.tune_vision_tower == "lora":
             add_tower_lora(model, settings.lora)
         set_tower_training(model, settings.tune_vision_tower)
+        for parameter in model.parameters():
+            if parameter.requires_grad:  # steps of 1e-5 are lost in 16 bits
+                parameter.data = parameter.data.float()
     tokenizer = AutoTokenizer.from_pretrained(settings.base)
     if tokenizer.convert_tokens_to_ids(IMAGE_TOKEN) != llava.config.image_token_id:
         raise UserError(f"--base {settings.base}: its tokenizer does not know {IMAGE_TOKEN} as the image token")

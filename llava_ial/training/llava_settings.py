@@ -15,6 +15,7 @@ from transformers import TrainingArguments
 from llava_ial.data.llava_json import parse_mixture
 from llava_ial.errors import UserError
 from llava_ial.models.llava import LoraSettings
+from llava_ial.models.quantized import QUANTIZATIONS
 from llava_ial.models.tuned_tower import TOWER_TUNING
 
 # These say where things lie, what is shown and how fast it goes, not what comes out: a run may be resumed with others.
@@ -26,6 +27,12 @@ _NOT_IDENTITY = {
 _NOT_IDENTITY_PREFIXES = ("log", "dataloader_", "hub_", "push_to_hub", "ddp_timeout")
 # By transformers, by the launcher, and what nobody should find in a file.
 _FILLED = {"accelerator_config", "local_rank", "report_to", "hub_token"}
+_ALLOWED = {
+    "quantize": QUANTIZATIONS,
+    "base_dtype": ("auto", "float32", "bfloat16"),
+    "tune_vision_tower": TOWER_TUNING,
+    "publish": ("last", "best"),
+}
 _COMPILERS = ("c++", "g++", "clang++")
 
 
@@ -45,6 +52,18 @@ class LlavaSettings:
     lora_rank: int = field(default=128, metadata={"help": "rank of LoRA"})
     lora_alpha: int = field(default=256, metadata={"help": "scale of LoRA, divided by the rank"})
     lora_dropout: float = field(default=0.05, metadata={"help": "dropout before LoRA"})
+    use_rslora: bool = field(
+        default=False, metadata={"help": "divide the scale by the root of the rank (arXiv 2312.03732)"}
+    )
+    use_dora: bool = field(
+        default=False, metadata={"help": "learn the weights' lengths apart from their directions (arXiv 2402.09353)"}
+    )
+    quantize: str = field(
+        default="none", metadata={"help": "hold the language model at four bits, 'nf4' (QLoRA), or at eight, 'int8'"}
+    )
+    base_dtype: str = field(
+        default="auto", metadata={"help": "of the frozen weights: float32 or bfloat16; 'auto' goes with --bf16"}
+    )
     projector_learning_rate: float = field(
         default=2e-5, metadata={"help": "of the projector; --learning_rate is LoRA's"}
     )
@@ -89,7 +108,17 @@ class LlavaSettings:
     @property
     def lora(self) -> LoraSettings:
         """The LoRA part."""
-        return LoraSettings(self.lora_rank, self.lora_alpha, self.lora_dropout)
+        return LoraSettings(self.lora_rank, self.lora_alpha, self.lora_dropout, self.use_rslora, self.use_dora)
+
+    def dtype(self, arguments: TrainingArguments) -> torch.dtype:
+        """Of the frozen weights.
+
+        Raises:
+            UserError: 16 bits without --bf16, by which the trained ones, at 32, fit to them.
+        """
+        _require(arguments.bf16 or self.base_dtype != "bfloat16", "base_dtype", self.base_dtype, "with --bf16 true")
+        is_half = self.base_dtype == "bfloat16" or (self.base_dtype == "auto" and arguments.bf16)
+        return torch.bfloat16 if is_half else torch.float32
 
     def refuse_impossible(self, *, is_measured: bool) -> None:
         """Checks every value before anything expensive.
@@ -107,10 +136,8 @@ class LlavaSettings:
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("projector_learning_rate", "vision_tower_learning_rate", "photos_in_memory", "early_stopping"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
-        _require(
-            self.tune_vision_tower in TOWER_TUNING, "tune_vision_tower", self.tune_vision_tower, ", ".join(TOWER_TUNING)
-        )
-        _require(self.publish in ("last", "best"), "publish", self.publish, "last, best")
+        for name, allowed in _ALLOWED.items():
+            _require(getattr(self, name) in allowed, name, getattr(self, name), ", ".join(allowed))
         for text in self.mix:
             parse_mixture(text)
         _require(0 <= self.lora_dropout < 1, "lora_dropout", self.lora_dropout, "at least 0 and below 1")
@@ -136,6 +163,9 @@ class LlavaArguments(TrainingArguments):
         for name in ("logging_nan_inf_filter", "remove_unused_columns"):
             _require(not getattr(self, name), name, getattr(self, name), "false")
         _require(not self.load_best_model_at_end, "load_best_model_at_end", True, "false; take --publish best")
+        allowed = ("random", "sequential", "group_by_length")
+        name = "train_sampling_strategy"
+        _require(getattr(self, name) in allowed, name, getattr(self, name), ", ".join(allowed))
         _require(not self.fsdp, "fsdp", self.fsdp, "nothing: shard with --deepspeed train/configs/zero3.json")
         if self.deepspeed:
             refuse_missing_compiler(needs_cpu=self.use_cpu or not torch.cuda.is_available())
@@ -161,6 +191,17 @@ class LlavaArguments(TrainingArguments):
         except ValueError as error:
             raise UserError(f"--deepspeed {self.deepspeed}: not JSON: {error}") from error
         return content
+
+
+def refuse_zero3_quantized(settings: LlavaSettings, arguments: LlavaArguments) -> None:
+    """ZeRO-3 cannot spread weights of four or eight bits.
+
+    Raises:
+        UserError: Says what can.
+    """
+    stage = (arguments.deepspeed_content() or {}).get("zero_optimization", {}).get("stage", 0)
+    if stage == 3:
+        _require(settings.quantize == "none", "quantize", settings.quantize, "none with ZeRO-3, any with ZeRO-2")
 
 
 def is_measured(arguments: TrainingArguments) -> bool:

@@ -27,6 +27,7 @@ from llava_ial.models.tuned_tower import (
     save_tower_lora,
     set_tower_training,
 )
+from llava_ial.training.by_length import ByLength
 from llava_ial.training.checkpoints import (
     CHECKPOINTS,
     checkpoint_folder,
@@ -79,6 +80,15 @@ class LlavaTrainer(Trainer):
             self.optimizer = build(groups, **options)
         optimizer: torch.optim.Optimizer = self.optimizer
         return optimizer
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        """Dialogues of similar length together on request; ``Trainer``'s own way would decode every photo first."""
+        if self.args.train_sampling_strategy != "group_by_length":
+            return super()._get_train_sampler(train_dataset)
+        lengths = [len(dialogue.input_ids) for dialogue in self._run.train_set.encoded]
+        return ByLength(
+            self.args.train_batch_size * self.args.gradient_accumulation_steps, lengths, seed=self.args.seed
+        )
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """``Trainer``'s step; remembers whether the loss was a number."""
@@ -155,7 +165,7 @@ class LlavaTrainer(Trainer):
         base = self.model.get_base_model()
         size, everyone = self.args.per_device_eval_batch_size, is_deepspeed_zero3_enabled()
         self.model.eval()
-        with self.compute_loss_context_manager():
+        with self.accelerator.autocast():
             loss, _ = dialogue_loss(self.model, validation.dialogues, self.data_collator, size, everyone=everyone)
             scores = answer_scores(
                 base, validation, run.tokenizer, base.config.image_seq_length, size, everyone=everyone
