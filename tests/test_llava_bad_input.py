@@ -75,6 +75,32 @@ def test_a_mixture_of_another_form_is_refused(tiny_folders: TinyFolders, tmp_pat
         train_here(tiny_folders, tmp_path / "out", mix=text)
 
 
+def test_a_probe_tells_what_was_forgotten(
+    tiny_folders: TinyFolders, tmp_path: Path, general: Callable[[object], Path]
+) -> None:
+    """The base knows its photos by heart, so a rate that destroys it is seen; one of zero changes nothing."""
+    entries = json.loads((tiny_folders.data / "llava" / "train.json").read_text(encoding="utf-8"))
+    photos = tiny_folders.data.with_name(f"{tiny_folders.data.name}_photos")
+    probe = general([{**entry, "image": str(photos / entry["image"])} for entry in entries[:3]])
+    same = {"learning_rate": 0, "projector_learning_rate": 0, "max_steps": 1, "vision_feature_layer": -2}
+    found = []
+    for name, options in (("same", same), ("broken", {"learning_rate": 0.5, "warmup_steps": 0})):
+        out = train_here(tiny_folders, tmp_path / name, forgetting_probe=probe, **options)
+        found.append(json.loads((out / "forgetting.json").read_text(encoding="utf-8")))
+    kept, lost = found
+    assert kept["loss_before"] == pytest.approx(kept["loss_after"], rel=1e-4)
+    assert kept["token_accuracy_before"] == 1.0
+    assert lost["loss_before"] == pytest.approx(kept["loss_before"])
+    assert lost["loss_after"] > 10 * lost["loss_before"]
+    assert lost["token_accuracy_after"] < 1.0
+    full = {**same, "vision_feature_select_strategy": "full"}  # one image token more than the base has
+    out = train_here(tiny_folders, tmp_path / "full", forgetting_probe=probe, **full)
+    other = json.loads((out / "forgetting.json").read_text(encoding="utf-8"))
+    assert other["loss_before"] == pytest.approx(kept["loss_before"]) != other["loss_after"]
+    with pytest.raises(UserError, match="not JSON"):
+        train_here(tiny_folders, tmp_path / "bad", forgetting_probe=general("["), max_steps=1)
+
+
 def test_general_dialogues_are_mixed_in_by_their_share(
     tiny_folders: TinyFolders, tmp_path: Path, general: Callable[[object], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

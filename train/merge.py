@@ -27,6 +27,7 @@ from llava_ial.data.llava import encode_prompt
 from llava_ial.errors import UserError, run_command
 from llava_ial.inference import choose_device
 from llava_ial.manifest import MANIFEST, FolderState, claim_folder, file_hash, read_manifest
+from llava_ial.models.hub import push_folder
 from llava_ial.models.llava_folder import KIND as LLAVA_IAL_KIND
 from llava_ial.models.llava_folder import LoadedLlava, load_llava_ial
 from llava_ial.models.llava_merged import (
@@ -55,6 +56,9 @@ class MergeConfig:
     max_new_tokens: int = field(default=64, metadata={"help": "most tokens of a compared answer"})
     dtype: str = field(default="bfloat16", metadata={"help": f"of the weights on disk: {', '.join(DTYPES)}"})
     base: str | None = field(default=None, metadata={"help": "where the model's base is now, if it was moved"})
+    push_to_hub: str | None = field(
+        default=None, metadata={"help": "owner/name of a private repository to upload the result to; else nothing is"}
+    )
     device: str = field(default="auto", metadata={"help": "cpu, cuda, cuda:1 ...; auto takes a GPU where there is one"})
 
 
@@ -72,7 +76,13 @@ def main() -> None:
     identity: dict[str, object] = {"dtype": config.dtype, "model": file_hash(config.model / MANIFEST)}
     if claim_folder(config.output, KIND, identity) is FolderState.COMPLETE:
         print(f"{config.output}: already complete")
-        return
+    else:
+        _merge(config, identity, checks)
+    if config.push_to_hub:
+        print(f"uploaded to {push_folder(config.output, config.push_to_hub)}")
+
+
+def _merge(config: MergeConfig, identity: dict[str, object], checks: list[tuple[Image.Image, list[Message]]]) -> None:
     dtype, device = DTYPES[config.dtype], choose_device(config.device)
     adapted = load_llava_ial(config.model, base=config.base, device=device, merge=False)
     loaded = load_llava_ial(config.model, base=config.base)

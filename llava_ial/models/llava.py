@@ -14,6 +14,7 @@ from llava_ial.errors import UserError
 from llava_ial.manifest import read_manifest
 from llava_ial.models.address_clip import DualEncoder, load_dual_encoder
 from llava_ial.models.identity import tower_hash
+from llava_ial.models.llava_original import is_original
 
 ADDRESS_CLIP_KIND = "address_clip"
 # Attention and MLP of the language model alone: by suffix ("q_proj") LoRA would land in the vision tower too.
@@ -56,6 +57,11 @@ def load_base(
     Raises:
         UserError: Nothing there, another kind of model, or weights missing (they would be random without a word).
     """
+    if is_original(Path(base)):
+        raise UserError(
+            f"base '{base}' is in the layout of LLaVA's first code; convert it: python -m train.export --format hf "
+            f"--model {base} --output FOLDER"
+        )
     try:
         kind = AutoConfig.from_pretrained(base).model_type
         if kind != "llava":

@@ -31,6 +31,7 @@ from llava_ial.manifest import (
     publish_manifest,
     read_manifest,
     write_json,
+    write_text,
 )
 from llava_ial.models.identity import hash_tensors, tower_hash
 from llava_ial.models.llava import PROJECTOR, TOWER, load_base, saved_module, set_features
@@ -104,6 +105,7 @@ def save_llava_ial(
     state_dict: dict[str, torch.Tensor] | None = None,
     parents: dict[str, str] | None = None,
     is_tower_tuned: bool = False,
+    card: str = "",
 ) -> None:
     """Writes everything the folder needs to stand alone beside its base; the manifest last.
 
@@ -120,6 +122,7 @@ def save_llava_ial(
         state_dict: Weights to save, where the model's own are not those (partitioned by ZeRO-3, LoRA in the tower).
         parents: Hashes of the data set, of stage 1 and of the base; that of the base is computed if it is not there.
         is_tower_tuned: The tower is no longer that of stage 1, so it gets a hash of its own.
+        card: ``README.md``.
 
     Raises:
         UserError: The tower is not that of stage 1, or weights are not numbers.
@@ -127,7 +130,7 @@ def save_llava_ial(
     llava_config, state_dict = model.get_base_model().config, state_dict or model.state_dict()
     with named_as_plain(model):
         model.save_pretrained(folder, state_dict=state_dict)
-    (folder / "README.md").unlink(missing_ok=True)  # PEFT's empty form of a model card
+    write_text(folder / "README.md", card)  # PEFT has written the empty form of one
     save_processor(folder, tokenizer, image_processor, llava_config)
     _copy_once(clip_folder, folder / ADDRESS_CLIP)
     stage1 = read_manifest(folder / ADDRESS_CLIP, ADDRESS_CLIP)

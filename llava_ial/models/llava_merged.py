@@ -10,7 +10,7 @@ from transformers import AutoImageProcessor, AutoTokenizer, LlavaForConditionalG
 
 from llava_ial.conversation import chat_template_hash
 from llava_ial.errors import UserError
-from llava_ial.manifest import MANIFEST, file_hash, publish_manifest, read_manifest
+from llava_ial.manifest import MANIFEST, file_hash, publish_manifest, read_manifest, write_text
 from llava_ial.models.greedy import encode_prefixes, greedy_tokens, image_features, split_prompt
 from llava_ial.models.identity import tower_hash
 from llava_ial.models.llava import TOWER, load_base
@@ -48,6 +48,8 @@ def save_merged(folder: Path, source: Path, loaded: LoadedLlava, dtype: torch.dt
     """
     loaded.model.to(dtype).save_pretrained(folder)
     save_processor(folder, loaded.tokenizer, loaded.image_processor, loaded.model.config)
+    card = (source / "README.md").read_text(encoding="utf-8")
+    write_text(folder / "README.md", card.replace("library_name: peft", "library_name: transformers"))
     if not (folder / ADDRESS_CLIP).is_dir():
         temporary = folder / f".{ADDRESS_CLIP}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed here

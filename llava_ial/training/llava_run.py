@@ -29,6 +29,7 @@ from llava_ial.models.llava_folder import KIND, base_hash
 from llava_ial.models.quantized import quantization_config, refuse_quantized_elsewhere
 from llava_ial.models.tuned_tower import add_tower_lora, set_tower_training
 from llava_ial.training.checkpoints import CHECKPOINTS
+from llava_ial.training.llava_probe import Features, Probe, build_probe
 from llava_ial.training.llava_settings import (
     LlavaArguments,
     LlavaSettings,
@@ -56,16 +57,23 @@ class LlavaRun:
     settings: LlavaSettings
     arguments: LlavaArguments
     inputs: Inputs
+    dataset: IALDataset
     model: Any
     tokenizer: Any
     image_processor: Any
     train_set: LlavaDataset
     validation: Validation | None
+    probe: Probe | None = None
 
     @property
     def output(self) -> Path:
         """The folder that is written."""
         return Path(self.arguments.output_dir)
+
+    @property
+    def forgetting(self) -> Path:
+        """What the run measured of ``--forgetting_probe``."""
+        return self.output / "forgetting.json"
 
     @property
     def log(self) -> Path:
@@ -121,6 +129,7 @@ def build_run(settings: LlavaSettings, arguments: LlavaArguments, inputs: Inputs
         if quantization:
             refuse_quantized_elsewhere(llava)
         attach_tower(llava, clip)
+        base_features = Features(llava.config.vision_feature_layer, llava.config.vision_feature_select_strategy)
         count = set_features(llava, settings.vision_feature_layer, settings.vision_feature_select_strategy)
         model = add_adapter(llava, settings.lora)
         if settings.tune_vision_tower == "lora":
@@ -148,9 +157,17 @@ def build_run(settings: LlavaSettings, arguments: LlavaArguments, inputs: Inputs
         validation = build_validation(
             dataset, settings.eval_split, settings.eval_photos, tokenizer, image_processor, **encoding
         )
+    probe = None
+    if settings.forgetting_probe:
+        probe = build_probe(
+            settings.forgetting_probe, dataset, model, base_features, tokenizer, image_processor,
+            max_length=settings.max_length,
+        )  # fmt: skip
     if arguments.activation_checkpointing:
         model.enable_input_require_grads()
-    return LlavaRun(settings, arguments, inputs, model, tokenizer, image_processor, train_set, validation)
+    return LlavaRun(
+        settings, arguments, inputs, dataset, model, tokenizer, image_processor, train_set, validation, probe
+    )
 
 
 @contextmanager

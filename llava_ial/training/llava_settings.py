@@ -23,6 +23,7 @@ from llava_ial.models.tuned_tower import TOWER_TUNING
 _NOT_IDENTITY = {
     "data", "image_root", "mix", "base", "clip", "photos_in_memory", "num_processes", "output_dir", "deepspeed",
     "use_cpu", "run_name", "disable_tqdm", "save_strategy", "save_steps", "save_total_limit", "dry_run",
+    "forgetting_probe",
 }  # fmt: skip
 _NOT_IDENTITY_PREFIXES = ("log", "dataloader_", "hub_", "push_to_hub", "ddp_timeout")
 # By transformers, by the launcher, and what nobody should find in a file.
@@ -89,6 +90,12 @@ class LlavaSettings:
         metadata={"help": "general dialogues as LLaVA JSON and their number as a share of the data set's, so that less "
                           "is forgotten, for example general.json:0.1; photos lie relative to the file"},
     )  # fmt: skip
+    forgetting_probe: Path | None = field(
+        default=None,
+        metadata={
+            "help": "general dialogues as LLaVA JSON that the base and the tuned model are measured on at the end"
+        },
+    )
     eval_split: str = field(
         default="val", metadata={"help": "split that is measured on, at every --eval_strategy steps or epoch"}
     )
@@ -163,6 +170,8 @@ class LlavaArguments(TrainingArguments):
         for name in ("logging_nan_inf_filter", "remove_unused_columns"):
             _require(not getattr(self, name), name, getattr(self, name), "false")
         _require(not self.load_best_model_at_end, "load_best_model_at_end", True, "false; take --publish best")
+        mend = "false; python -m train.merge --push_to_hub OWNER/NAME uploads what is finished"
+        _require(not self.push_to_hub, "push_to_hub", True, mend)
         allowed = ("random", "sequential", "group_by_length")
         name = "train_sampling_strategy"
         _require(getattr(self, name) in allowed, name, getattr(self, name), ", ".join(allowed))

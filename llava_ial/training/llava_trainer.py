@@ -2,7 +2,7 @@
 
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from operator import itemgetter
 from pathlib import Path
@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import torch
 from torch import nn
-from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers import Trainer
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from llava_ial import distributed
@@ -35,13 +35,14 @@ from llava_ial.training.checkpoints import (
     remove_old_checkpoints,
 )
 from llava_ial.training.interruption import StopRequest
+from llava_ial.training.llava_callbacks import EarlyEnd, LogFile
+from llava_ial.training.llava_card import format_card
+from llava_ial.training.llava_probe import measure_probe
 from llava_ial.training.llava_run import UNFINISHED, LlavaRun
 from llava_ial.training.llava_settings import resolved
 from llava_ial.training.llava_validation import Validation, answer_scores, best_so_far, dialogue_loss, is_better
-from llava_ial.training.train_log import TrainLog
 
 BEST = "best"  # among the checkpoints
-_LOGGED = ("loss", "grad_norm", "learning_rate")
 
 
 class LlavaTrainer(Trainer):
@@ -61,7 +62,7 @@ class LlavaTrainer(Trainer):
             train_dataset=run.train_set,
             eval_dataset=run.validation.dialogues if run.validation else None,
             data_collator=LlavaCollator(run.tokenizer.pad_token_id, filler=run.train_set.filler),
-            callbacks=[_EarlyEnd(self, stop_request), _Log(run.log)],
+            callbacks=[EarlyEnd(self, stop_request), LogFile(run.log)],
         )
 
     @property
@@ -138,6 +139,16 @@ class LlavaTrainer(Trainer):
                 state_dict=state,
                 parents=run.inputs.parents,
                 is_tower_tuned=run.settings.tune_vision_tower != "none",
+                card=format_card(
+                    base=run.settings.base,
+                    dataset=run.dataset,
+                    num_dialogues=len(run.train_set),
+                    step=self.state.global_step,
+                    split=run.settings.eval_split,
+                    log=run.log,
+                    forgetting=run.forgetting,
+                    settings=run.inputs.identity,
+                ),
             )
 
         distributed.run_on_main_process(save)
@@ -187,6 +198,7 @@ class LlavaTrainer(Trainer):
 
     def finish(self) -> None:
         """Writes the finished folder; its manifest comes last."""
+        self._measure_forgetting()
         if distributed.is_main_process():
             seconds = round(time.monotonic() - self._started, 1)
             write_json(self._run.output / "run.json", {"seconds": seconds, "steps": self.state.global_step})
@@ -195,6 +207,22 @@ class LlavaTrainer(Trainer):
             distributed.run_on_main_process(lambda: copy_llava_ial(best, self._run.output))
         else:
             self.save_model()
+
+    def _measure_forgetting(self) -> None:
+        """Writes ``forgetting.json``, of the weights of the last step."""
+        probe, run = self._run.probe, self._run
+        if probe is None:
+            return
+        size, everyone = self.args.per_device_eval_batch_size, is_deepspeed_zero3_enabled()
+        self.model.eval()
+        with self.accelerator.autocast():
+            found = measure_probe(self.model, probe, run.tokenizer.pad_token_id, size, everyone=everyone)
+        if distributed.is_main_process():
+            write_json(run.forgetting, found)
+            print(
+                f"general dialogues: loss {found['loss_before']:.3f} before, {found['loss_after']:.3f} after; "
+                f"{found['token_accuracy_before']:.1%} and {found['token_accuracy_after']:.1%} of their words"
+            )
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._run.output / CHECKPOINTS)
@@ -262,49 +290,3 @@ def gathered(parameters: Sequence[nn.Parameter]) -> AbstractContextManager[Any]:
 
     context: AbstractContextManager[Any] = GatheredParameters(list(parameters))
     return context
-
-
-class _EarlyEnd(TrainerCallback):
-    """After each step all processes agree whether to end: on a loss that is no number, or after SIGTERM."""
-
-    def __init__(self, trainer: LlavaTrainer, stop_request: StopRequest) -> None:
-        self._trainer, self._stop_request = trainer, stop_request
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        is_broken, must_stop = distributed.any_rank(
-            self._trainer.has_broken_loss, bool(self._stop_request), device=args.device
-        )
-        self._trainer.refuse_broken_loss(is_broken)
-        if must_stop and state.global_step < state.max_steps:
-            control.should_save = control.should_training_stop = True
-
-
-class _Log(TrainerCallback):
-    """Keeps ``train_log.jsonl``."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._log: TrainLog | None = None
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self._log = TrainLog(self._path, last_step=state.global_step, is_active=distributed.is_main_process())
-
-    def on_log(
-        self,
-        args: TrainingArguments,
-        state: TrainerState,
-        control: TrainerControl,
-        logs: dict[str, Any] | None = None,
-        **kwargs: Any,
-    ) -> None:
-        values = {name.removeprefix("eval_"): float((logs or {})[name]) for name in _logged_names(logs or {})}
-        if values and self._log:
-            self._log.write(state.global_step, values)
-
-
-def _logged_names(logs: Mapping[str, Any]) -> list[str]:
-    """Of a training step what is worth keeping, of a measurement everything."""
-    measured = [name for name in logs if name.startswith("eval_")]
-    return measured or [name for name in _LOGGED if name in logs]
