@@ -112,6 +112,12 @@ class Gazetteer:
         is_same = (better.street, better.cross_streets) == (found.street, found.cross_streets)
         return found if is_same else replace(better, how="fuzzy")
 
+    def streets(self, text: str) -> list[str]:
+        """Every street that a text names and does not deny, in its order; names with a mistyped letter are left out."""
+        tokens = tokenize(text)
+        named = [m for m in self._mentions(tokens, text) if _STREET in m.names and not _is_denied(tokens, m.start)]
+        return list(dict.fromkeys(mention.names[_STREET] for mention in named))
+
     def candidates(self, match: Match) -> list[Address]:
         """The addresses of the list that fit all that was named; none without a main street."""
         return [

@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
+from llava_ial.address import Address
 from llava_ial.conversation import Message, user_question
 from llava_ial.data.dataset import IALDataset, Sample
 from llava_ial.evaluation.generation import Ask, Failure, PredictionFile, as_record, ask_all
@@ -27,6 +29,8 @@ PREDICTIONS, SHUFFLED = "predictions.jsonl", "predictions_shuffled.jsonl"
 # Enough questions to sort by length and to share photos; what a kill may lose.
 _BATCHES_PER_WRITE = 4
 TURN = "predictions_turn_{}.jsonl"
+# Of a photo of elsewhere; no metric of such a photo reads it.
+_NOWHERE = Address("outside of the map")
 CONTROL_TASKS = (WHERE, STREET)
 
 
@@ -60,13 +64,23 @@ class Asking:
         dataset: Holds photos and candidates.
         samples: Photos of the split.
         places: Geometry of the candidates.
+        elsewhere: Photos of other places, by ``image_id``.
     """
 
-    def __init__(self, config: EvaluateConfig, dataset: IALDataset, samples: Sequence[Sample], places: Places) -> None:
+    def __init__(
+        self,
+        config: EvaluateConfig,
+        dataset: IALDataset,
+        samples: Sequence[Sample],
+        places: Places,
+        elsewhere: Mapping[str, Path],
+    ) -> None:
         self._config = config
         self._gazetteer = Gazetteer([record.address for record in dataset.gallery])
         self._truths = truths_of(samples)
         self._image_file = {s.photo.image_id: dataset.image_file(s.photo.image_path) for s in samples}
+        for image_id, file in elsewhere.items():
+            self._truths[image_id], self._image_file[image_id] = Truth(_NOWHERE, image_id), file
         self._places = places
 
     def answers(self, ask: Ask, questions: QuestionList) -> AnswerSet:
@@ -139,7 +153,8 @@ class Asking:
 
     def _names_street(self, prediction: PredictionRecord) -> bool | None:
         truth = self._truths[prediction.image_id]
-        return score_answer(prediction, truth, self._gazetteer).scores.get("street_accuracy")
+        hit = score_answer(prediction, truth, self._gazetteer).scores.get("street_accuracy")
+        return None if hit is None else bool(hit)
 
 
 def _can_go_on(earlier: Sequence[Question], told: Mapping[str, PredictionRecord]) -> bool:

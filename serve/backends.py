@@ -34,10 +34,12 @@ class Backend:
     Attributes:
         ask: Answers questions; None for a model that only ranks.
         scores_of: Scores every candidate for photos; None for a model that does not rank.
+        locator: Tells how like this city a photo looks; None for a model that cannot.
     """
 
     ask: Ask | None = None
     scores_of: Scores | None = None
+    locator: AddressPredictor | None = None
 
 
 def can_answer(config: EvaluateConfig, dataset: IALDataset) -> bool:
@@ -80,7 +82,7 @@ def as_backend(predictor: AddressPredictor, config: EvaluateConfig) -> Backend:
             ask = _asks(predictor, config)
         else:
             ask = ClosedAnswers(predictor, config.answers, max_new_tokens=config.max_new_tokens)
-    return Backend(ask, predictor.probabilities)
+    return Backend(ask, predictor.probabilities, predictor)
 
 
 class _Answerer(Protocol):

@@ -19,6 +19,7 @@ import os
 os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count() or 1))  # read once, when torch is imported
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -27,15 +28,17 @@ from llava_ial.data.dataset import IALDataset
 from llava_ial.distributed import is_main_process, join_processes, run_on_main_process, shut_down
 from llava_ial.errors import UserError, run_command
 from llava_ial.evaluation.baselines import Baselines
-from llava_ial.evaluation.questions import QuestionList, load_questions
+from llava_ial.evaluation.questions import QuestionList, elsewhere_questions, load_questions
 from llava_ial.evaluation.ranking import rank_photos
 from llava_ial.inference import choose_device
 from llava_ial.manifest import FolderState, claim_folder, publish_manifest, read_manifest, write_json, write_text
 from llava_ial.records import PredictionRecord
+from llava_ial.wider_prompts import ELSEWHERE
 from serve.asking import PREDICTIONS, Asking
 from serve.backends import Backend, can_answer, open_backend
 from serve.comparison import KIND, compare, refuse_other
 from serve.evaluate_settings import EvaluateConfig, identity_of, refuse_impossible
+from serve.examples import find_photos
 from serve.given_answers import read_answers
 from serve.results import Results
 
@@ -65,6 +68,13 @@ def evaluate(config: EvaluateConfig, backend: Backend | None = None) -> dict[str
     dataset = IALDataset(config.data, config.image_root)
     samples = dataset.samples(config.split)
     questions = load_questions(dataset, config.split, config.tasks) if can_answer(config, dataset) else None
+    elsewhere = dict(questions.elsewhere) if questions else {}
+    if config.elsewhere:
+        added = {f"other/{file.relative_to(config.elsewhere)}": file for file in find_photos(config.elsewhere)}
+        elsewhere |= added
+        if questions and ELSEWHERE in config.tasks:
+            asked = [*questions.asked, *elsewhere_questions(list(added), config.seed)]
+            questions = replace(questions, asked=asked)
     given = read_answers(config.predictions, questions.asked) if config.predictions and questions else None
     baselines = None
     if config.baselines:
@@ -75,7 +85,7 @@ def evaluate(config: EvaluateConfig, backend: Backend | None = None) -> dict[str
     state = run_on_main_process(lambda: claim_folder(config.output, KIND, identity))
     results = Results(dataset, samples, config.split, config.seed)
     if state is not FolderState.COMPLETE:
-        _measure(config, results, backend or open_backend(config), questions, given)
+        _measure(config, results, backend or open_backend(config), questions, given, elsewhere)
         if baselines and is_main_process():
             results.add_baselines(baselines.rank(samples))
 
@@ -96,13 +106,16 @@ def _measure(
     backend: Backend,
     questions: QuestionList | None,
     given: list[PredictionRecord] | None,
+    elsewhere: dict[str, Path],
 ) -> None:
     """Ranks the photos and asks the questions; all processes do their share and have all results."""
     if backend.scores_of:
         results.add_ranking(rank_photos(backend.scores_of, results.dataset, results.samples))
+    if backend.locator and elsewhere and is_main_process():
+        results.add_elsewhere(backend.locator, list(elsewhere.values()))
     if not questions:
         return
-    asking = Asking(config, results.dataset, results.samples, results.places)
+    asking = Asking(config, results.dataset, results.samples, results.places, elsewhere)
     if given:
         results.add_answers(questions, asking.keep(questions, given), None, 0)
     elif backend.ask:

@@ -8,11 +8,12 @@ import torch
 
 from llava_ial.data.dataset import IALDataset
 from llava_ial.errors import UserError
+from llava_ial.evaluation.questions import SCORED_TASKS
 from llava_ial.inference import MAX_NEW_TOKENS, choose_device, choose_dtype
-from llava_ial.manifest import BUILDING, MANIFEST, file_hash
-from llava_ial.prompts import TASKS
+from llava_ial.manifest import BUILDING, MANIFEST, config_hash, file_hash
 from serve.closed_answers import FREE, MODES
 from serve.completions import KEY_VARIABLE, ServerSettings
+from serve.examples import find_photos
 
 DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -55,7 +56,15 @@ class EvaluateConfig:
     price_out: float = field(default=0.0, metadata={"help": "with --server: price of a million tokens answered"})
     split: str = field(default="test", metadata={"help": "train (a memorisation check), val or test"})
     tasks: list[str] = field(
-        default_factory=lambda: list(TASKS), metadata={"help": f"kinds of questions to ask: {', '.join(TASKS)}"}
+        default_factory=lambda: list(SCORED_TASKS),
+        metadata={"help": f"kinds of questions to ask: {', '.join(SCORED_TASKS)}; those that the data set has"},
+    )
+    elsewhere: Path | None = field(
+        default=None,
+        metadata={
+            "help": "folder with photos of other places: each is asked about, the right answer is that it is not from "
+            "this city; beside those that the data set holds"
+        },
     )
     shuffle_photos: bool = field(default=True, metadata={"help": "also ask with the photos shuffled, as a control"})
     dialogues: bool = field(
@@ -118,6 +127,8 @@ def identity_of(config: EvaluateConfig, dataset: IALDataset) -> tuple[dict[str, 
         parents["model"] = f"{config.server or 'transformers'}: {config.model}"
     else:
         parents["model"] = file_hash(Path(str(config.model)) / MANIFEST)
+    if config.elsewhere:
+        parents["elsewhere"] = config_hash({photo.name: file_hash(photo) for photo in find_photos(config.elsewhere)})
     names = (
         "split",
         "answers",

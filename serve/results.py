@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from llava_ial.data.dataset import IALDataset, Sample
@@ -17,10 +18,12 @@ from llava_ial.evaluation.gallery import collect_cases
 from llava_ial.evaluation.html_report import format_html
 from llava_ial.evaluation.places import Places
 from llava_ial.evaluation.questions import QuestionList
-from llava_ial.evaluation.ranking import RankedPhoto, ranking_metrics
+from llava_ial.evaluation.ranking import RankedPhoto, best_cosines, ranking_metrics
+from llava_ial.evaluation.reliability import clustered_auroc
 from llava_ial.evaluation.report import format_summary
 from llava_ial.evaluation.samples import answers_csv, photos_csv
 from llava_ial.evaluation.statistics import Rate
+from llava_ial.inference import AddressPredictor
 from llava_ial.prompts import WHERE
 from serve.asking import AnswerSet, truths_of
 
@@ -78,6 +81,27 @@ class Results:
         """The places of the photos by baselines."""
         self.metrics["baselines"] = {name: self._ranking_metrics(ranked) for name, ranked in baselines.items()}
 
+    def add_elsewhere(self, locator: AddressPredictor, elsewhere: Sequence[Path]) -> None:
+        """How well photos of other places are told from the city's own, by the best cosine of each."""
+        files = [self.dataset.image_file(sample.photo.image_path) for sample in self.samples]
+        here = best_cosines(locator.cosines, files, title="photos of the city")
+        others = [c for c in best_cosines(locator.cosines, elsewhere, title="photos of elsewhere") if c is not None]
+        pairs = [
+            (cosine, self.truths[sample.photo.image_id].panorama_id)
+            for sample, cosine in zip(self.samples, here, strict=True)
+            if cosine is not None
+        ]
+        found: dict[str, Any] = {"num_here": len(pairs), "num_elsewhere": len(others)}
+        found["num_failed"] = len(files) + len(elsewhere) - len(pairs) - len(others)
+        if pairs and others:
+            cosines, panoramas = zip(*pairs, strict=True)
+            found["auroc"] = asdict(clustered_auroc(cosines, panoramas, others, seed=self._seed))
+            if locator.calibration:
+                limit = locator.calibration.here_from
+                found["refused_here"] = sum(cosine < limit for cosine in cosines) / len(cosines)
+                found["accepted_elsewhere"] = sum(cosine >= limit for cosine in others) / len(others)
+        self.metrics["elsewhere"] = found
+
     def add_answers(
         self, questions: QuestionList, answers: AnswerSet, control: AnswerSet | None, num_same_street: int
     ) -> None:
@@ -101,7 +125,7 @@ class Results:
         if sure := [a for a in answers.scored if a.prediction.task == WHERE and a.prediction.probabilities]:
             confidence = [(answer.prediction.probabilities or [0.0])[0] for answer in sure]
             self.metrics["answer_reliability"] = reliability(
-                confidence, [a.scores["sub_street_accuracy"] for a in sure]
+                confidence, [bool(a.scores["sub_street_accuracy"]) for a in sure]
             )
         if placings := placings_of_answers(answers.scored, self.dataset.gallery):
             self.metrics["answers_by_place"] = break_down(placings, seed=self._seed)
@@ -126,7 +150,8 @@ class Results:
         rankings |= self.metrics.get("baselines", {})
         answers, control = (part.metrics if part else None for part in (self.answers, self.control))
         dialogues = self.dialogues.metrics if self.dialogues else None
-        return format_summary(answers, control, rankings, facts, self._agreement, dialogues)
+        elsewhere = self.metrics.get("elsewhere", {})
+        return format_summary(answers, control, rankings, facts, self._agreement, dialogues, elsewhere)
 
     def report(self, title: str, *, has_photos: bool) -> str:
         """The evaluation as one HTML file; without photos where they are not to be shown."""

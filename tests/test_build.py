@@ -20,7 +20,7 @@ from llava_ial.config import load_yaml
 from llava_ial.conversation import from_llava_json
 from llava_ial.data.dataset import KIND, IALDataset
 from llava_ial.errors import run_command
-from llava_ial.evaluation.questions import load_questions
+from llava_ial.evaluation.questions import SCORED_TASKS, load_questions
 from llava_ial.manifest import read_manifest
 from llava_ial.prompts import TASKS
 from llava_ial.records import DroppedRecord, read_records
@@ -352,8 +352,10 @@ def test_every_kind_of_question_and_refusals(
         dialogues = data.conversations(split)
         assert all(data.image_file(dialogue.image_path).is_file() for dialogue in dialogues)
         questions = load_questions(data, split)
-        assert {question.task for question in questions.asked} <= set(TASKS)
+        assert {question.task for question in questions.asked} <= set(SCORED_TASKS)
         assert questions.num_other_tasks > 0
+        assert len(questions.elsewhere) == numbers[split]["kinds"]["elsewhere"]["asked"]
+        assert all(file.is_file() for file in questions.elsewhere.values())
     talked_about = {d.image_id for d in data.conversations("train") if d.sub_street_id}
     classes = {s.address.sub_street_id for s in data.samples("train")}
     assert len(talked_about) == len(classes)

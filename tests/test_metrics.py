@@ -138,4 +138,4 @@ def test_a_choice_is_scored_by_its_letter_and_talk_is_not_scored() -> None:
         scores = score_answer(replace(asked, answer=answer), truth, GAZETTEER).scores
         assert scores["choice_question_accuracy"] == right
         assert scores["unparsed_rate"] == (answer == "perhaps")
-    assert score_answer(replace(asked, task="nearby", answer="Nearby is A."), truth, GAZETTEER).scores == {}
+    assert score_answer(replace(asked, task="sure", answer="I am fairly sure."), truth, GAZETTEER).scores == {}

@@ -59,7 +59,7 @@ def placings_of_answers(scored: Sequence[ScoredAnswer], gallery: Sequence[Galler
                 answer.truth.address.neighbourhood,
                 # Of a name that several streets bear nobody knows which was meant.
                 fitting.pop() if len(fitting) == 1 else answer.match.street,
-                answer.scores["street_accuracy"],
+                bool(answer.scores["street_accuracy"]),
                 answer.distance_m,
             )
         )

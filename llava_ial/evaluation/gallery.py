@@ -24,6 +24,8 @@ VERDICTS: Mapping[str, str] = {
     NOWHERE: "not on the map",
     REFUSED: "refused",
 }
+# The first score of an answer that ends so says whether it is right.
+_HITS = ("_accuracy", "_recall", "elsewhere_refused_rate")
 _THUMBNAIL_PX = 360
 _JPEG_QUALITY = 72
 # Somewhat wider than it is shown, so that names are small but can be read.
@@ -129,7 +131,7 @@ def _mini_map(case: PhotoCase, street_map: StreetMap, true_name: str) -> str:
 def _questions(answers: Sequence[ScoredAnswer]) -> str:
     rows = []
     for answer in answers:
-        is_right = next((hit for name, hit in answer.scores.items() if name.endswith("_accuracy")), False)
+        is_right = next((hit == 1 for name, hit in answer.scores.items() if name.endswith(_HITS)), False)
         far = f' <span class="quiet">{answer.distance_m:,.0f} m away</span>' if answer.distance_m is not None else ""
         mark = '<span class="yes">&#10003;</span>' if is_right else '<span class="no">&#10007;</span>'
         said = escape(answer.prediction.answer) or '<span class="quiet">(nothing)</span>'

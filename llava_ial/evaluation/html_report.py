@@ -7,9 +7,10 @@ from typing import Any
 
 from llava_ial.evaluation.charts import reliability_chart, risk_coverage_chart
 from llava_ial.evaluation.gallery import RIGHT, VERDICTS, PhotoCase, choose_cases, draw_case
+from llava_ial.evaluation.listed import Letter, Positions
 from llava_ial.evaluation.published import PUBLISHED
 from llava_ial.evaluation.reliability import Bin
-from llava_ial.evaluation.report import RATE_LABELS
+from llava_ial.evaluation.report import RATE_LABELS, say_elsewhere, say_positions
 from llava_ial.records import GalleryRecord
 from llava_ial.street_map import MapPoint, StreetMap, pan_and_zoom_script
 
@@ -104,6 +105,10 @@ def _answers(metrics: Mapping[str, Any]) -> str:
         facts.append(
             f"Two models must differ by about {100 * visible:.1f} points in the street for these photos to show it."
         )
+    if found := answers.get("positions"):
+        letters = {name: Letter(**letter) for name, letter in found["letters"].items()}
+        said = say_positions(Positions(letters, found["bias"], found["num_answers"]))
+        facts.append(f"{said[0].upper()}{said[1:]}.")
     head = ["of the answers", "share", "95 % interval", "answers", "panoramas"]
     return _section("Answers", _table(head, rows) + f"<p>{' '.join(facts)}</p>")
 
@@ -143,7 +148,10 @@ def _reliability(metrics: Mapping[str, Any]) -> str:
                 f"<figure>{risk_coverage_chart(found['risk_coverage'])}<figcaption>{label}: mean risk "
                 f"{100 * found['mean_risk']:.1f} %</figcaption></figure>"
             )
-    return _section("Is it as sure as it should be?", f'<div class="charts">{"".join(parts)}</div>') if parts else ""
+    content = f'<div class="charts">{"".join(parts)}</div>' if parts else ""
+    if "auroc" in metrics.get("elsewhere", {}):
+        content += f"<p>{say_elsewhere(metrics['elsewhere'])}</p>"
+    return _section("Is it as sure as it should be?", content) if content else ""
 
 
 def _map(cases: Sequence[PhotoCase], street_map: StreetMap) -> str:

@@ -12,7 +12,8 @@ Of the question "where" (one a photo):
     nonexistent_address_rate  it names an address that is not among the candidates
     refused_rate              it says that it does not know, or that the photo is from elsewhere
 
-Of the other kinds ``<kind>_question_accuracy``. ``yes_recall`` and ``no_recall`` show a model that says yes to
+Of lists, and of photos of elsewhere, see ``llava_ial.evaluation.listed``. Of the other kinds
+``<kind>_question_accuracy``. ``yes_recall`` and ``no_recall`` show a model that says yes to
 everything, ``yes_no_balanced_accuracy`` is their mean. ``unparsed_rate``: no answer of the kind that was asked for
 could be read; such an answer counts as wrong. An answer that failed (an error of the machine) is no answer: it is
 counted apart and scored nowhere. ``docs/evaluation.md`` works each of them out on an example.
@@ -25,6 +26,13 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from llava_ial.address import Address
+from llava_ial.evaluation.listed import (
+    Positions,
+    measure_positions,
+    score_candidates,
+    score_elsewhere,
+    score_nearby,
+)
 from llava_ial.evaluation.places import Places
 from llava_ial.evaluation.reading import is_refusal, read_choice, read_options, read_verdict
 from llava_ial.evaluation.statistics import Rate, clustered_rate, smallest_visible_difference, standard_error
@@ -33,7 +41,7 @@ from llava_ial.geo import GeoPoint
 from llava_ial.place_names import plain_key
 from llava_ial.prompts import BETWEEN, CITY, NEIGHBOURHOOD, STREET, WHERE, YES_NO, parse_answer
 from llava_ial.records import PredictionRecord
-from llava_ial.wider_prompts import CHOICE, WIDER_TASKS
+from llava_ial.wider_prompts import CANDIDATES, CHOICE, ELSEWHERE, NEARBY, WIDER_TASKS
 
 ERROR, LENGTH = "error", "length"
 NEAR_M = (50, 100, 200)
@@ -55,7 +63,7 @@ class ScoredAnswer:
     """An answer, what was read in it, and what it contributes to which metric.
 
     Attributes:
-        scores: 0 or 1 by metric.
+        scores: From 0 to 1 by metric; of most metrics 0 or 1.
         named_ids: Pieces of street that fit what was named.
         distance_m: Their mean distance from the photo's position; None where nothing of the map was named.
     """
@@ -63,7 +71,7 @@ class ScoredAnswer:
     prediction: PredictionRecord
     truth: Truth
     match: Match
-    scores: dict[str, bool]
+    scores: dict[str, float]
     named_ids: tuple[str, ...] = ()
     distance_m: float | None = None
 
@@ -80,6 +88,7 @@ class AddressMetrics:
         distance_m: ``median`` and ``p90`` of the answers that name something of the map, and how many these are.
         smallest_visible: By rate, the difference to another model that these photos would show in four of five tests
             (questions not paired; paired they show smaller ones).
+        positions: Letters that multiple choice answers prefer; None without such answers.
     """
 
     num_answers: int
@@ -88,6 +97,7 @@ class AddressMetrics:
     rates: dict[str, Rate]
     distance_m: dict[str, float] = field(default_factory=dict)
     smallest_visible: dict[str, float] = field(default_factory=dict)
+    positions: Positions | None = None
 
 
 def measure(
@@ -127,11 +137,11 @@ def score_answers(
 
 def summarise(scored: Sequence[ScoredAnswer], *, num_failed: int, seed: int = 0) -> AddressMetrics:
     """The metrics of scored answers."""
-    hits: dict[str, list[bool]] = defaultdict(list)
+    hits: dict[str, list[float]] = defaultdict(list)
     panoramas: dict[str, list[str]] = defaultdict(list)
     for answer in scored:
-        for name, is_hit in answer.scores.items():
-            hits[name].append(is_hit)
+        for name, hit in answer.scores.items():
+            hits[name].append(hit)
             panoramas[name].append(answer.truth.panorama_id)
     rates = {name: clustered_rate(hits[name], panoramas[name], seed=seed) for name in hits}
     verdicts = [answer for answer in scored if answer.prediction.task == YES_NO]
@@ -142,6 +152,7 @@ def summarise(scored: Sequence[ScoredAnswer], *, num_failed: int, seed: int = 0)
             group_of=[read_verdict(answer.prediction.expected) for answer in verdicts],
             seed=seed,
         )
+    choices = [answer.prediction for answer in scored if answer.prediction.task == CHOICE]
     errors = {name: standard_error(hits[name], panoramas[name]) for name in hits}
     return AddressMetrics(
         num_answers=len(scored),
@@ -150,6 +161,7 @@ def summarise(scored: Sequence[ScoredAnswer], *, num_failed: int, seed: int = 0)
         rates=dict(sorted(rates.items())),
         distance_m=_distances(scored),
         smallest_visible={name: smallest_visible_difference(2**0.5 * errors[name]) for name in sorted(errors)},
+        positions=measure_positions([(choice.question, choice.expected, choice.answer) for choice in choices]),
     )
 
 
@@ -179,11 +191,21 @@ def score_answer(
         options = read_options(prediction.question)
         chosen = read_choice(text, options)
         is_right, is_read = chosen == read_choice(prediction.expected, options), chosen is not None
+    elif prediction.task == CANDIDATES:
+
+        def is_truth(found: Match) -> bool:
+            return names_street(found, address, gazetteer) and _same_crossings(found, address)
+
+        return ScoredAnswer(prediction, truth, match, score_candidates(text, is_truth, gazetteer))
+    elif prediction.task == NEARBY:
+        return ScoredAnswer(prediction, truth, match, score_nearby(text, prediction.expected, gazetteer))
+    elif prediction.task == ELSEWHERE:
+        return ScoredAnswer(prediction, truth, match, score_elsewhere(text, match))
     elif prediction.task in WIDER_TASKS:  # asked on the way to another question, never scored
         return ScoredAnswer(prediction, truth, match, {})
     else:
         raise ValueError(f"question {prediction.question_id}: unknown task '{prediction.task}'")
-    scores = {f"{prediction.task}_question_accuracy": is_right, "unparsed_rate": not is_read}
+    scores: dict[str, float] = {f"{prediction.task}_question_accuracy": is_right, "unparsed_rate": not is_read}
     return ScoredAnswer(prediction, truth, match, scores)
 
 
@@ -217,7 +239,7 @@ def _score_where(
     fitting = gazetteer.candidates(match)
     named = tuple(places.ids_of(fitting)) if places else ()
     is_wrong_block = is_street and bool(match.cross_streets) and not is_piece
-    scores = {
+    scores: dict[str, float] = {
         "street_accuracy": is_street,
         "sub_street_accuracy": is_piece,
         "wrong_block_rate": is_wrong_block,
@@ -238,7 +260,7 @@ def _score_where(
     return ScoredAnswer(prediction, truth, match, scores, named, distance_m)
 
 
-def _score_yes_no(text: str, expected: str) -> dict[str, bool]:
+def _score_yes_no(text: str, expected: str) -> dict[str, float]:
     verdict, wanted = read_verdict(text), read_verdict(expected)
     is_right = verdict is not None and verdict == wanted
     return {"yes_no_question_accuracy": is_right, f"{wanted}_recall": is_right, "unparsed_rate": verdict is None}

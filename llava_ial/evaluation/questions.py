@@ -4,13 +4,16 @@ import random
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from llava_ial.conversation import IMAGE_TOKEN, Message, user_question
 from llava_ial.data.dataset import IALDataset
 from llava_ial.errors import UserError
-from llava_ial.prompts import TASKS
+from llava_ial.prompts import TASKS, choose
 from llava_ial.records import ConversationRecord
-from llava_ial.wider_prompts import CHOICE, WIDER_TASKS
+from llava_ial.wider_prompts import CANDIDATES, CHOICE, ELSEWHERE, NEARBY, WIDER_TASKS, WIDER_WORDINGS, format_refusal
+
+SCORED_TASKS = (*TASKS, CHOICE, CANDIDATES, NEARBY, ELSEWHERE)
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class QuestionList:
         dialogues: Turn by turn, up to the last one that an earlier turn gives away.
         num_given_away: Questions whose answer stands in an earlier turn; they are asked in ``dialogues`` alone.
         given_away: Their ids.
+        elsewhere: Files of the photos of other places, by ``image_id``.
     """
 
     asked: list[Question]
@@ -55,9 +59,10 @@ class QuestionList:
     num_other_tasks: int
     dialogues: list[list[Question]]
     given_away: frozenset[str]
+    elsewhere: dict[str, Path]
 
 
-def load_questions(dataset: IALDataset, split: str, tasks: Sequence[str] = TASKS) -> QuestionList:
+def load_questions(dataset: IALDataset, split: str, tasks: Sequence[str] = SCORED_TASKS) -> QuestionList:
     """The questions of a split in table order.
 
     A question whose answer stands in an earlier turn of its dialogue measures reading: it is asked in its dialogue
@@ -66,14 +71,17 @@ def load_questions(dataset: IALDataset, split: str, tasks: Sequence[str] = TASKS
     Raises:
         UserError: A kind of question that is unknown, or nothing to ask.
     """
-    if unknown := set(tasks) - {*TASKS, CHOICE}:
-        raise UserError(f"--tasks: unknown kind of question '{min(unknown)}'; allowed: {', '.join((*TASKS, CHOICE))}")
+    if unknown := set(tasks) - set(SCORED_TASKS):
+        raise UserError(f"--tasks: unknown kind of question '{min(unknown)}'; allowed: {', '.join(SCORED_TASKS)}")
     asked: list[Question] = []
     dialogues: list[list[Question]] = []
     given_away: set[str] = set()
     num_other_tasks = 0
+    elsewhere: dict[str, Path] = {}
     for record in dataset.conversations(split):
         turns = _turns(record, dataset)
+        if not record.sub_street_id and set(record.tasks) & set(tasks):
+            elsewhere[record.image_id] = dataset.image_file(record.image_path)
         last = -1
         for position, (turn, is_given_away) in enumerate(zip(turns, record.is_given_away, strict=True)):
             if turn.task not in tasks:
@@ -87,7 +95,16 @@ def load_questions(dataset: IALDataset, split: str, tasks: Sequence[str] = TASKS
             dialogues.append(turns[: last + 1])
     if not asked:
         raise UserError(f"{dataset.folder}: split '{split}' has no question of the kinds {', '.join(tasks)}")
-    return QuestionList(asked, len(given_away), num_other_tasks, dialogues, frozenset(given_away))
+    return QuestionList(asked, len(given_away), num_other_tasks, dialogues, frozenset(given_away), elsewhere)
+
+
+def elsewhere_questions(image_ids: Sequence[str], seed: int) -> list[Question]:
+    """One question about each photo of another place; the right answer is that it has no address here."""
+    wordings, expected = WIDER_WORDINGS[ELSEWHERE].test, format_refusal()
+    return [
+        Question(f"{name}/{ELSEWHERE}/0", name, name, ELSEWHERE, choose(wordings, seed, name, ELSEWHERE), expected)
+        for name in image_ids
+    ]
 
 
 def _turns(record: ConversationRecord, dataset: IALDataset) -> list[Question]:

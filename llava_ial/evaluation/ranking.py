@@ -6,6 +6,7 @@ neighbour.
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -117,10 +118,33 @@ def rank_photos(
     return ranked
 
 
+def best_cosines(cosines_of: Scores, files: Sequence[Path], *, title: str) -> list[float | None]:
+    """How like its likeliest address each photo is; None for one that cannot be read.
+
+    Args:
+        cosines_of: Cosines ``(N, C)`` of some photos with every candidate.
+        files: The photos.
+        title: Of the progress bar.
+    """
+    found: list[float | None] = []
+    with tqdm(total=len(files), desc=title, unit=" photos") as progress:
+        for start in range(0, len(files), _PHOTOS_AT_A_TIME):
+            photos = [_read(file) for file in files[start : start + _PHOTOS_AT_A_TIME]]
+            readable = [photo for photo in photos if photo is not None]
+            best = iter(cosines_of(readable).amax(dim=1).tolist() if readable else [])
+            found += [None if photo is None else next(best) for photo in photos]
+            progress.update(len(photos))
+    return found
+
+
 def read_photo(dataset: IALDataset, sample: Sample) -> Image.Image | None:
     """The photo of a sample, None if it cannot be read."""
+    return _read(dataset.image_file(sample.photo.image_path))
+
+
+def _read(file: Path) -> Image.Image | None:
     try:
-        return load_photo(dataset.image_file(sample.photo.image_path))
+        return load_photo(file)
     except UserError:
         return None
 

@@ -1,11 +1,12 @@
 """Is a model as often right as it says? Of any answers that come with a probability."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from llava_ial.calibration import NUM_BINS, calibration_error
+from llava_ial.evaluation.statistics import Rate
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,39 @@ def measure_reliability(confidence: Sequence[float], is_right: Sequence[bool]) -
         mean_risk=float((risks * np.diff(covered, prepend=0.0)).sum()),
         auroc=auroc(sure[right].tolist(), sure[~right].tolist()),
     )
+
+
+def clustered_auroc(
+    positive: Sequence[float],
+    cluster_of: Sequence[Hashable],
+    negative: Sequence[float],
+    *,
+    seed: int = 0,
+    num_resamples: int = 1000,
+    level: float = 0.95,
+) -> Rate:
+    """``auroc`` with an interval that draws whole panoramas of the positives, and negatives one by one.
+
+    Raises:
+        ValueError: None of either.
+    """
+    value = auroc(positive, negative)
+    if value is None:
+        raise ValueError("clustered_auroc: no pair to order")
+    generator = np.random.default_rng(seed)
+    high, low = np.asarray(positive, dtype=np.float64), np.asarray(negative, dtype=np.float64)
+    names = {name: i for i, name in enumerate(dict.fromkeys(cluster_of))}
+    cluster = np.array([names[name] for name in cluster_of])
+    rows = [np.flatnonzero(cluster == i) for i in range(len(names))]
+    draws = [
+        auroc(
+            high[np.concatenate([rows[i] for i in generator.integers(0, len(rows), len(rows))])].tolist(),
+            low[generator.integers(0, len(low), len(low))].tolist(),
+        )
+        for _ in range(num_resamples)
+    ]
+    bounds = np.quantile(np.array(draws, dtype=np.float64), [(1 - level) / 2, (1 + level) / 2])
+    return Rate(value, float(bounds[0]), float(bounds[1]), len(high) + len(low), len(rows))
 
 
 def auroc(positive: Sequence[float], negative: Sequence[float]) -> float | None:

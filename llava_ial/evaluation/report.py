@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from llava_ial.evaluation.listed import Positions
 from llava_ial.evaluation.metrics import AddressMetrics
 from llava_ial.evaluation.statistics import Rate
 
@@ -18,13 +19,16 @@ RATE_LABELS = {
     "within_100_m": "at most 100 m",
     "within_200_m": "at most 200 m",
     "nonexistent_address_rate": "address is not in the list",
-    "refused_rate": "refused to say",
+    "refused_rate": "refused to say, wrongly: the photo is of the city",
+    "elsewhere_refused_rate": "photo of another place: rightly refused",
     "street_question_accuracy": '"which street" right',
     "between_question_accuracy": '"between which streets" right',
     "neighbourhood_question_accuracy": '"which neighbourhood" right',
     "city_question_accuracy": '"which city" right',
     "yes_no_question_accuracy": '"is this ..." right',
     "choice_question_accuracy": "the right one of four",
+    "candidates_question_recall": "the true address is in its list of candidates",
+    "nearby_question_recall": "streets nearby that it lists",
     "yes_no_balanced_accuracy": "  mean of yes and no",
     "yes_recall": "  of those to be answered yes",
     "no_recall": "  of those to be answered no",
@@ -43,6 +47,7 @@ def format_summary(
     facts: Mapping[str, Any],
     agreement: Mapping[str, Rate] | None = None,
     dialogues: AddressMetrics | None = None,
+    elsewhere: Mapping[str, Any] | None = None,
 ) -> str:
     """The evaluation in Markdown.
 
@@ -51,6 +56,7 @@ def format_summary(
         control: Of the answers with shuffled photos.
         rankings: ``ranking_metrics`` of the encoder and, behind it, of the baselines.
         dialogues: Of the questions that an earlier turn of their dialogue gives away.
+        elsewhere: How well photos of other places are told apart.
         agreement: Rates of ``llava_ial.evaluation.consistency``.
         facts: ``split``, ``num_photos``, ``num_given_away``, ``num_other_tasks``, ``num_same_street``.
     """
@@ -61,13 +67,17 @@ def format_summary(
         if control and "street_accuracy" in control.rates:
             rows.append(_row("photos shuffled: street named right", control.rates["street_accuracy"]))
         lines += format_table(["of the answers", *_HEAD], rows)
-        lines += ["", *_counts(metrics, control, facts), ""]
+        lines += ["", *_counts(metrics, control, facts)]
+        lines += [f"- {say_positions(metrics.positions)}"] if metrics.positions else []
+        lines += [""]
     if dialogues:
         rows = [_row(label, dialogues.rates[name]) for name, label in RATE_LABELS.items() if name in dialogues.rates]
         lines += format_table(["in dialogues, given away by an earlier turn", *_HEAD], rows)
         lines += [""]
     if rankings:
         lines += _rankings(rankings)
+    if elsewhere and "auroc" in elsewhere:
+        lines += ["", say_elsewhere(elsewhere)]
     return "\n".join(lines) + "\n"
 
 
@@ -82,6 +92,28 @@ def _rankings(rankings: Mapping[str, Mapping[str, Any]]) -> list[str]:
         if ranking["num_failed"]
     ]
     return lines
+
+
+def say_elsewhere(found: Mapping[str, Any]) -> str:
+    """How well photos of other places are told apart, in a sentence."""
+    rate = found["auroc"]
+    text = (
+        f"Of {found['num_elsewhere']} photos of other places and {found['num_here']} of the city, one of each drawn, "
+        f"the encoder finds the city's more like an address of it in {_percent(rate['value'])} (AUROC; 95 % interval "
+        f"{100 * rate['low']:.1f} - {100 * rate['high']:.1f})."
+    )
+    if "refused_here" in found:
+        text += (
+            f" At the calibration's threshold {_percent(found['refused_here'])} of the city's photos are taken for "
+            f"another place, and {_percent(found['accepted_elsewhere'])} of those of other places for this city."
+        )
+    return text
+
+
+def say_positions(positions: Positions) -> str:
+    """Which letters of a choice are preferred, in a sentence."""
+    shares = ", ".join(f"{name} {letter.chosen:.0%} ({letter.right:.0%})" for name, letter in positions.letters.items())
+    return f"letters chosen (right) in {positions.num_answers} choices: {shares}; position bias {positions.bias:.1%}"
 
 
 def _headline(metrics: AddressMetrics | None, control: AddressMetrics | None, facts: Mapping[str, Any]) -> list[str]:

@@ -12,7 +12,7 @@ from llava_ial.records import GalleryRecord, PredictionRecord
 
 
 def answers_csv(predictions: Sequence[PredictionRecord], scored: Sequence[ScoredAnswer]) -> str:
-    """Every question; the columns behind ``how`` are scores, 1 or 0, empty where a score does not apply."""
+    """Every question; the columns behind ``how`` are scores, 0 to 1, empty where a score does not apply."""
     by_question = {answer.prediction.question_id: answer for answer in scored}
     names = sorted({name for answer in scored for name in answer.scores})
     rows = []
@@ -35,7 +35,7 @@ def answers_csv(predictions: Sequence[PredictionRecord], scored: Sequence[Scored
             "how": answer.match.how if answer else "",
         }
         scores = answer.scores if answer else {}
-        rows.append(row | {name: int(scores[name]) if name in scores else "" for name in names})
+        rows.append(row | {name: f"{scores[name]:.4g}" if name in scores else "" for name in names})
     return _as_csv(rows)
 
 
