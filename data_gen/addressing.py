@@ -1,133 +1,174 @@
-"""From photos with positions to addresses, candidates and splits."""
+"""From positions to streets, pieces of street and splits: part by part where a photo suffices, else all at once."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
-from data_gen.blocks import BlockSettings, nearest_train_m, split_by_block
+from data_gen.blocks import BlockSettings, split_by_block
 from data_gen.gallery import City, PartitionSettings, build_gallery
-from data_gen.geocode import METHOD, VOTED, NearestStreets, nearest_streets, streets_in_range, vote_streets
-from data_gen.photo_check import STEP, format_reasons
+from data_gen.geocode import (
+    METHOD,
+    VOTED,
+    NearestStreets,
+    distinct_places,
+    nearest_streets,
+    streets_in_range,
+    vote_streets,
+)
+from data_gen.parts import Context, Facts
+from data_gen.photo_check import format_reasons
+from data_gen.positions import FloatArray, num_parts, read_columns
 from data_gen.services import ServiceGeocoder, match_streets
 from data_gen.settings import BuildSettings
 from data_gen.streets import StreetMap
 from llava_ial.errors import UserError
-from llava_ial.geo import GeoPoint, LocalFrame
-from llava_ial.records import AddressRecord, DroppedRecord, GalleryRecord, PhotoRecord
-from llava_ial.splits import check_leakage, split_by_panorama
+from llava_ial.geo import GeoPoint
+from llava_ial.records import (
+    AddressRecord,
+    DroppedRecord,
+    GalleryRecord,
+    PhotoRecord,
+    arrow_schema,
+    read_part,
+    to_table,
+    write_part,
+    write_records,
+)
+from llava_ial.splits import SPLIT_NAMES, panorama_rank, split_by_rank, straddling
 
-FloatArray = npt.NDArray[np.float64]
-_UTM_SOURCES = ("file_name", "pitts250k", "utm_table")
-
-
-@dataclass(frozen=True)
-class Located:
-    """Addresses of the photos that got one, the candidates among them, and the photos left out."""
-
-    addresses: list[AddressRecord]
-    gallery: list[GalleryRecord]
-    dropped: list[DroppedRecord]
-
-
-def positions_m(photos: Sequence[PhotoRecord], street_map: StreetMap | None) -> FloatArray:
-    """Metres ``(N, 2)`` of the map's frame, NaN off the map; without a map, of a frame at the photos' middle."""
-    lat, lon = np.array([p.lat for p in photos]), np.array([p.lon for p in photos])
-    if street_map is not None:
-        return street_map.to_xy_m(lat, lon)
-    return LocalFrame(GeoPoint(float(np.median(lat)), float(np.median(lon)))).to_xy_m(lat, lon)
+_NO_SPLIT = -1
 
 
-def drop_misplaced(
-    photos: Sequence[PhotoRecord], street_map: StreetMap
-) -> tuple[list[PhotoRecord], list[DroppedRecord]]:
-    """Leaves out photos off the map whose position becomes one on it by a mistake that is often made.
+@dataclass
+class Places:
+    """What the steps over all photos hold of each: some thirty bytes.
 
-    Latitude and longitude swapped, or metres read in the wrong UTM zone, which moves a place by six degrees of
-    longitude each.
+    Attributes:
+        xy_m: ``(N, 2)`` metres of the map's frame.
+        panorama: ``(N,)`` rank of its panorama, which also tells panoramas apart.
+        given: ``(N,)`` index of the split that the source states, -1 for none.
+        rows: Photos in each part.
     """
-    off = np.flatnonzero(np.isnan(positions_m(photos, street_map)).any(axis=1)).tolist()
-    reasons: dict[int, str] = {}
-    for i in off:
-        photo = photos[i]
-        mended = {"swapped_lat_lon": [(photo.lon, photo.lat)]}
-        if photo.source in _UTM_SOURCES:
-            mended["wrong_utm_zone"] = [(photo.lat, photo.lon + 6.0 * zones) for zones in (-2, -1, 1, 2)]
-        for reason, places in mended.items():
-            lat, lon = np.array(places).T
-            if np.isfinite(street_map.to_xy_m(lat, lon)).all(axis=1).any():
-                reasons[i] = reason
-    kept = [photo for i, photo in enumerate(photos) if i not in reasons]
-    return kept, [DroppedRecord(photos[i].image_id, STEP, reason) for i, reason in reasons.items()]
+
+    xy_m: FloatArray
+    panorama: npt.NDArray[np.uint64]
+    given: npt.NDArray[np.int8]
+    rows: list[int]
 
 
-def locate_photos(settings: BuildSettings, photos: Sequence[PhotoRecord], street_map: StreetMap, city: City) -> Located:
-    """Street, piece of street and split of every photo.
+def geocode_part(context: Context, part: int) -> Facts:
+    """Metres, panorama and, where a photo alone decides, the nearest street of each photo of a part."""
+    settings = context.settings
+    photos = read_part(context.folder / "photos", PhotoRecord, part)
+    panoramas = [str(name) for name in photos["panorama_id"].to_pylist()]
+    ranks = {name: panorama_rank(name, settings.seed) for name in set(panoramas)}
+    columns = {"panorama": pa.array([ranks[name] for name in panoramas], pa.uint64())}
+    if settings.streets is not None:
+        street_map = context.street_map
+        xy_m = street_map.to_xy_m(photos["lat"].to_numpy(), photos["lon"].to_numpy())
+        columns |= {"x_m": pa.array(xy_m[:, 0]), "y_m": pa.array(xy_m[:, 1])}
+        if settings.geocoder == "map" and not settings.vote_radius_m:
+            places, place_of = distinct_places(xy_m)  # the crops of a panorama stand at one
+            found = nearest_streets(places, street_map, settings.max_distance_m, settings.ambiguous_margin_m)
+            columns |= {
+                "street": pa.array(found.street[place_of].astype(np.int32)),
+                "distance_m": pa.array(found.distance_m[place_of]),
+                "margin_m": pa.array(found.margin_m[place_of]),
+            }
+    write_part(context.work / "nearest", pa.table(columns), part)
+    return {"rows": len(photos)}
+
+
+def locate_photos(context: Context) -> Facts:
+    """Street, piece of street and split of every photo: writes ``gallery/``, ``addresses/``, more of ``dropped/``.
 
     Raises:
         UserError: No photo is near a street of the map, or the given split leaks.
     """
-    xy_m = positions_m(photos, street_map)
-    if settings.geocoder != "map":
-        nearest = _ask_service(settings, photos, xy_m, street_map)
-    elif settings.vote_radius_m:
-        nearest = vote_streets(
-            xy_m, street_map, settings.max_distance_m, settings.ambiguous_margin_m, settings.vote_radius_m
-        )
-    else:
-        nearest = nearest_streets(xy_m, street_map, settings.max_distance_m, settings.ambiguous_margin_m)
+    settings, street_map = context.settings, context.street_map
+    places = _load_places(context)
+    nearest = _nearest(context, places, street_map)
     is_ambiguous = nearest.margin_m < settings.ambiguous_margin_m  # false for NaN: no second street near
-    reasons = ["no_street" if street < 0 else "" for street in nearest.street.tolist()]
-    splits = _splits(settings, photos, is_ambiguous.tolist(), reasons, xy_m)
-    kept = np.array([i for i, reason in enumerate(reasons) if not reason], dtype=np.int64)
-    dropped = [DroppedRecord(p.image_id, "addresses", r) for p, r in zip(photos, reasons, strict=True) if r]
-    if not len(kept):
+    reasons = np.full(len(places.xy_m), "", dtype=object)
+    reasons[nearest.street < 0] = "no_street"
+    splits = _splits(context, places, is_ambiguous, reasons)
+    is_kept = reasons == ""
+    dropped = _dropped(context, places, reasons)
+    if not is_kept.any():
         raise UserError(
             f"no photo got an address: {format_reasons(dropped)}; is {settings.streets} the map of their city?"
         )
+    extract = context.compiled.city_name if context.compiled else ""
+    city = City(settings.city or extract, settings.region, settings.country)
+    kept = slice(None) if is_kept.all() else is_kept  # a slice copies nothing
     gallery = build_gallery(
         street_map,
-        xy_m[kept],
+        places.xy_m[kept],
         nearest.street[kept],
-        [str(photos[i].panorama_id) for i in kept.tolist()],
+        places.panorama[kept],
         PartitionSettings(settings.min_piece_m, settings.min_positions, settings.snap_m),
         city,
     )
-    records = []
-    for i, number in zip(kept.tolist(), gallery.photo_class.tolist(), strict=True):
-        margin = float(nearest.margin_m[i])
-        records.append(
-            AddressRecord(
-                image_id=photos[i].image_id,
-                sub_street_id=gallery.records[number].sub_street_id,
-                address=gallery.records[number].address,
-                split=splits[i],
-                distance_m=round(float(nearest.distance_m[i]), 3),
-                street_margin_m=None if np.isnan(margin) else round(margin, 3),
-                is_ambiguous=bool(is_ambiguous[i]),
-                method=_method(settings),
-            )
-        )
-    return Located(records, gallery.records, dropped)
+    classes = np.full(len(is_kept), -1, dtype=np.int32)
+    classes[kept] = gallery.photo_class
+    write_records(context.folder / "gallery", gallery.records, GalleryRecord)
+    write_part(context.folder / "dropped", to_table(dropped, DroppedRecord), 1)
+    _write_addresses(context, places, nearest, classes, splits, is_ambiguous, gallery.records)
+    return {}
 
 
-def _method(settings: BuildSettings) -> str:
+def _load_places(context: Context) -> Places:
+    folder = context.work / "nearest"
+    tables = [read_columns(folder, part, ["x_m", "y_m", "panorama"]) for part in range(num_parts(folder))]
+    xy_m = np.empty((sum(len(table) for table in tables), 2))
+    for axis, name in enumerate(("x_m", "y_m")):
+        np.concatenate([table[name].to_numpy() for table in tables], out=xy_m[:, axis])
+    panorama = np.concatenate([table["panorama"].to_numpy() for table in tables])
+    rows = [len(table) for table in tables]
+    given = np.full(len(xy_m), _NO_SPLIT, dtype=np.int8)
+    if context.settings.split == "given":
+        given = np.concatenate([_given_splits(context, part) for part in range(len(rows))])
+    return Places(xy_m, panorama, given, rows)
+
+
+def _given_splits(context: Context, part: int) -> npt.NDArray[np.int8]:
+    names = read_columns(context.folder / "photos", part, ["given_split"])["given_split"].to_pylist()
+    codes = {name: code for code, name in enumerate(SPLIT_NAMES)} | {None: _NO_SPLIT}
+    if unknown := sorted({str(name) for name in names if name not in codes}):
+        raise UserError(f"split '{unknown[0]}' is unknown; allowed: {', '.join(SPLIT_NAMES)}")
+    return np.array([codes[name] for name in names], dtype=np.int8)
+
+
+def _nearest(context: Context, places: Places, street_map: StreetMap) -> NearestStreets:
+    settings = context.settings
     if settings.geocoder != "map":
-        return settings.geocoder
-    return VOTED if settings.vote_radius_m else METHOD
+        return _ask_service(context, places.xy_m, street_map)
+    if settings.vote_radius_m:
+        return vote_streets(
+            places.xy_m, street_map, settings.max_distance_m, settings.ambiguous_margin_m, settings.vote_radius_m
+        )
+    folder = context.work / "nearest"
+    tables = [read_columns(folder, part, ["street", "distance_m", "margin_m"]) for part in range(len(places.rows))]
+    street, distance_m, margin_m = (
+        np.concatenate([table[name].to_numpy() for table in tables]) for name in ("street", "distance_m", "margin_m")
+    )
+    return NearestStreets(street, distance_m, margin_m)
 
 
-def _ask_service(
-    settings: BuildSettings, photos: Sequence[PhotoRecord], xy_m: FloatArray, street_map: StreetMap
-) -> NearestStreets:
+def _ask_service(context: Context, xy_m: FloatArray, street_map: StreetMap) -> NearestStreets:
     """Streets as a service names them, of those that the map has in range; once for each position."""
+    settings, photos = context.settings, context.folder / "photos"
     near = streets_in_range(xy_m, street_map, settings.max_distance_m + settings.ambiguous_margin_m)
-    named = ServiceGeocoder(settings).streets([GeoPoint(photo.lat, photo.lon) for photo in photos])
-    matched = match_streets(named, near, street_map.names)
+    points: list[GeoPoint] = []
+    for part in range(num_parts(photos)):
+        table = read_columns(photos, part, ["lat", "lon"])
+        points += [GeoPoint(*pair) for pair in zip(table["lat"].to_pylist(), table["lon"].to_pylist(), strict=True)]
+    matched = match_streets(ServiceGeocoder(settings).streets(points), near, street_map.names)
     street, away_m = np.array([m[0] for m in matched]), np.array([m[1] for m in matched])
     street[~(away_m <= settings.max_distance_m)] = -1
-    margin_m = np.full(len(photos), np.nan)
+    margin_m = np.full(len(points), np.nan)
     for i, found in near.items():
         others = [away for other, away in found if other != street[i]]
         if street[i] >= 0 and others:
@@ -135,74 +176,124 @@ def _ask_service(
     return NearestStreets(street, away_m, margin_m)
 
 
-def leakage_facts(
-    photos: Sequence[PhotoRecord], addresses: Sequence[AddressRecord], dropped: Sequence[DroppedRecord]
-) -> dict[str, object]:
-    """How far the test photos are from what was trained on.
-
-    ``nearest_train_m`` is, for every test panorama, the metres to the nearest training photo.
-    """
-    by_id = {photo.image_id: photo for photo in photos}
-    kept = [by_id[record.image_id] for record in addresses]
-    splits = [record.split for record in addresses]
-    panoramas = [str(photo.panorama_id) for photo in kept]
-    check_leakage(panoramas, splits)
-    away_m = nearest_train_m(positions_m(kept, None), panoramas, splits)
-    values = np.array(sorted(away_m.values()))
-    quantiles = {f"p{q}": round(float(np.percentile(values, q)), 1) for q in (0, 10, 50, 90)} if len(values) else {}
-    return {
-        "panoramas_in_two_splits": 0,
-        "duplicate_photos_dropped": sum(d.reason == "duplicate_content" for d in dropped),
-        "test_panoramas": len(values),
-        "nearest_train_m_quantiles": quantiles,
-        "share_of_test_panoramas_under_25_m": round(float((values < 25.0).mean()), 4) if len(values) else None,
-        "nearest_train_m": {name: round(value, 1) for name, value in sorted(away_m.items())},
-    }
-
-
 def _splits(
-    settings: BuildSettings,
-    photos: Sequence[PhotoRecord],
-    is_ambiguous: Sequence[bool],
-    reasons: list[str],
-    xy_m: FloatArray,
-) -> list[str]:
+    context: Context, places: Places, is_ambiguous: npt.NDArray[np.bool_], reasons: npt.NDArray[np.object_]
+) -> npt.NDArray[np.int8]:
     """A split for each photo; adds to ``reasons`` where the split leaves no place for it."""
-    splits = [photo.given_split or "train" for photo in photos]
+    settings, train = context.settings, SPLIT_NAMES.index("train")
+    splits = np.full(len(reasons), train, dtype=np.int8)
+    kept = np.flatnonzero(reasons == "")
     if settings.split == "given":
-        for i, photo in enumerate(photos):
-            if not reasons[i] and photo.given_split is None:
-                reasons[i] = "no_split"
-            elif not reasons[i] and photo.given_split == "test" and is_ambiguous[i]:
-                reasons[i] = "ambiguous_in_test"
-    kept = [i for i, reason in enumerate(reasons) if not reason]
-    panoramas = [str(photos[i].panorama_id) for i in kept]
-    unsure = [is_ambiguous[i] for i in kept]
-    if settings.split == "fractions":
-        drawn = split_by_panorama(
-            panoramas,
-            unsure,
+        splits[:] = places.given
+        reasons[kept[places.given[kept] == _NO_SPLIT]] = "no_split"
+        is_judge = places.given[kept] == SPLIT_NAMES.index("test")
+        reasons[kept[is_judge & is_ambiguous[kept]]] = "ambiguous_in_test"
+    elif settings.split == "fractions":
+        splits[kept] = split_by_rank(
+            places.panorama[kept],
+            is_ambiguous[kept],
             val_fraction=settings.val_fraction,
             test_fraction=settings.test_fraction,
-            seed=settings.seed,
         )
-        by_photo = dict(zip(kept, drawn, strict=True))
-        splits = [by_photo.get(i, "train") for i in range(len(photos))]
-    elif settings.split == "blocked":
-        blocks = BlockSettings(
-            settings.block_m, settings.buffer_m, settings.val_fraction, settings.test_fraction, settings.seed
-        )
-        found = split_by_block(xy_m[kept], panoramas, unsure, blocks)
-        for i, split in zip(kept, found, strict=True):
-            splits[i] = split
-            if split not in ("train", "val", "test"):
-                reasons[i] = split
-        kept = [i for i in kept if not reasons[i]]
-        panoramas = [str(photos[i].panorama_id) for i in kept]
-    check_leakage(panoramas, [splits[i] for i in kept])
+    else:
+        _split_by_block(settings, places, kept, is_ambiguous, reasons, splits)
+    kept = np.flatnonzero(reasons == "")
+    if len(leaking := straddling(places.panorama[kept], splits[kept])):
+        refuse_leak(context, leaking, splits, reasons)
     return splits
 
 
-def with_utm_source(photos: Sequence[PhotoRecord]) -> list[PhotoRecord]:
-    """Photos of a table whose positions were metres, marked so."""
-    return [replace(photo, source="utm_table") for photo in photos]
+def _split_by_block(
+    settings: BuildSettings,
+    places: Places,
+    kept: npt.NDArray[np.int64],
+    is_ambiguous: npt.NDArray[np.bool_],
+    reasons: npt.NDArray[np.object_],
+    splits: npt.NDArray[np.int8],
+) -> None:
+    blocks = BlockSettings(
+        settings.block_m, settings.buffer_m, settings.val_fraction, settings.test_fraction, settings.seed
+    )
+    panoramas = places.panorama[kept].tolist()
+    found = split_by_block(places.xy_m[kept], panoramas, is_ambiguous[kept].tolist(), blocks)
+    for i, split in zip(kept.tolist(), found, strict=True):
+        if split in SPLIT_NAMES:
+            splits[i] = SPLIT_NAMES.index(split)
+        else:
+            reasons[i] = split
+
+
+def refuse_leak(
+    context: Context,
+    leaking: npt.NDArray[np.uint64],
+    splits: npt.NDArray[np.int8],
+    reasons: npt.NDArray[np.object_],
+) -> None:
+    """Names up to three panoramas that stand in two splits.
+
+    Raises:
+        UserError: Always.
+    """
+    found: dict[str, set[str]] = {}
+    start = 0
+    for part in range(num_parts(context.work / "nearest")):
+        ranks = read_columns(context.work / "nearest", part, ["panorama"])["panorama"].to_numpy()
+        names = read_columns(context.folder / "photos", part, ["panorama_id"])["panorama_id"]
+        for row in np.flatnonzero(np.isin(ranks, leaking) & (reasons[start : start + len(ranks)] == "")).tolist():
+            found.setdefault(str(names[row]), set()).add(SPLIT_NAMES[splits[start + row]])
+        start += len(ranks)
+    examples = ", ".join(f"{name} ({' and '.join(sorted(where))})" for name, where in sorted(found.items())[:3])
+    raise UserError(
+        f"{len(leaking)} panorama(s) stand in two splits: {examples}; a test photo would have been seen in "
+        "training. Mend the split column, draw the split by fractions, or make panorama_radius_m smaller"
+    )
+
+
+def _dropped(context: Context, places: Places, reasons: npt.NDArray[np.object_]) -> list[DroppedRecord]:
+    dropped: list[DroppedRecord] = []
+    start = 0
+    for part, count in enumerate(places.rows):
+        gone = np.flatnonzero(reasons[start : start + count] != "")
+        if len(gone):
+            names = read_columns(context.folder / "photos", part, ["image_id"])["image_id"].take(pa.array(gone))
+            here = reasons[start + gone].tolist()
+            dropped += [
+                DroppedRecord(name, "addresses", why) for name, why in zip(names.to_pylist(), here, strict=True)
+            ]
+        start += count
+    return dropped
+
+
+def _write_addresses(
+    context: Context,
+    places: Places,
+    nearest: NearestStreets,
+    classes: npt.NDArray[np.int32],
+    splits: npt.NDArray[np.int8],
+    is_ambiguous: npt.NDArray[np.bool_],
+    gallery: list[GalleryRecord],
+) -> None:
+    """``addresses/``, part by part; what all photos of a candidate have in common is taken from the gallery's table."""
+    settings = context.settings
+    candidates = to_table(gallery, GalleryRecord).select(["sub_street_id", "address"])
+    method = settings.geocoder if settings.geocoder != "map" else VOTED if settings.vote_radius_m else METHOD
+    names = np.array(SPLIT_NAMES, dtype=object)
+    start = 0
+    for part, count in enumerate(places.rows):
+        kept = start + np.flatnonzero(classes[start : start + count] >= 0)
+        own = candidates.take(pa.array(classes[kept]))
+        image_ids = read_columns(context.folder / "photos", part, ["image_id"])["image_id"]
+        margins = [None if np.isnan(m) else round(m, 3) for m in nearest.margin_m[kept].tolist()]
+        columns = [
+            image_ids.take(pa.array(kept - start)),
+            own["sub_street_id"],
+            own["address"],
+            pa.array(names[splits[kept]], pa.string()),
+            pa.array([round(m, 3) for m in nearest.distance_m[kept].tolist()], pa.float64()),
+            pa.array(margins, pa.float64()),
+            pa.array(is_ambiguous[kept]),
+            pa.array([method] * len(kept), pa.string()),
+        ]
+        table = pa.Table.from_arrays(columns, schema=arrow_schema(AddressRecord)).combine_chunks()
+        write_part(context.folder / "addresses", table, part)
+        start += count

@@ -8,6 +8,7 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,7 @@ import shapely
 from llava_ial.errors import UserError
 
 FloatArray = npt.NDArray[np.float64]
+IdT = TypeVar("IdT", str, int)  # panoramas by name or by number
 IN_BUFFER, AMBIGUOUS = "in_buffer", "ambiguous_in_test"
 
 
@@ -31,7 +33,7 @@ class BlockSettings:
 
 
 def split_by_block(
-    xy_m: FloatArray, panorama_ids: Sequence[str], is_ambiguous: Sequence[bool], settings: BlockSettings
+    xy_m: FloatArray, panorama_ids: Sequence[IdT], is_ambiguous: Sequence[bool], settings: BlockSettings
 ) -> list[str]:
     """``train``, ``val`` or ``test`` of each photo, or why it has none: ``in_buffer``, ``ambiguous_in_test``.
 
@@ -46,16 +48,16 @@ def split_by_block(
             f"val_fraction {settings.val_fraction} and test_fraction {settings.test_fraction}: each at least 0, "
             "together below 1"
         )
-    photos_of: dict[str, list[int]] = defaultdict(list)
+    photos_of: dict[IdT, list[int]] = defaultdict(list)
     for i, panorama in enumerate(panorama_ids):
         photos_of[panorama].append(i)
-    cells: dict[tuple[int, int], list[str]] = defaultdict(list)
+    cells: dict[tuple[int, int], list[IdT]] = defaultdict(list)
     for panorama, members in photos_of.items():
         east, north = np.floor(xy_m[members].mean(axis=0) / settings.block_m).astype(int).tolist()
         cells[east, north].append(panorama)
     num_test = settings.test_fraction * len(photos_of)
     num_held_out = num_test + settings.val_fraction * len(photos_of)
-    split_of: dict[str, str] = {}
+    split_of: dict[IdT, str] = {}
     ranked = sorted(cells, key=lambda cell: hashlib.sha256(f"{settings.seed}:{cell}".encode()).hexdigest())
     for cell in ranked[:-1]:  # at least one cell is left to train on
         taken = len(split_of)
@@ -68,7 +70,7 @@ def split_by_block(
     return [AMBIGUOUS if split == "test" and flag else split for split, flag in zip(splits, is_ambiguous, strict=True)]
 
 
-def nearest_train_m(xy_m: FloatArray, panorama_ids: Sequence[str], splits: Sequence[str]) -> dict[str, float]:
+def nearest_train_m(xy_m: FloatArray, panorama_ids: Sequence[IdT], splits: Sequence[str]) -> dict[IdT, float]:
     """Metres from each test panorama to the nearest training photo; empty if there are none of either."""
     train = [i for i, split in enumerate(splits) if split == "train"]
     test = [i for i, split in enumerate(splits) if split == "test"]
@@ -78,7 +80,7 @@ def nearest_train_m(xy_m: FloatArray, panorama_ids: Sequence[str], splits: Seque
     tree = shapely.STRtree(shapely.points(np.unique(xy_m[train], axis=0)))
     points = shapely.points(xy_m[test])
     (which, _), away_m = tree.query_nearest(points, return_distance=True, all_matches=False)
-    nearest: dict[str, float] = {}
+    nearest: dict[IdT, float] = {}
     for i, away in zip(which.tolist(), away_m.tolist(), strict=True):
         name = panorama_ids[test[i]]
         nearest[name] = min(away, nearest.get(name, float("inf")))
@@ -87,7 +89,7 @@ def nearest_train_m(xy_m: FloatArray, panorama_ids: Sequence[str], splits: Seque
 
 def _clear_buffer(
     xy_m: FloatArray,
-    panorama_ids: Sequence[str],
+    panorama_ids: Sequence[IdT],
     splits: list[str],
     judge: str,
     others: Sequence[str],

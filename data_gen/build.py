@@ -4,6 +4,9 @@
 
 Every option of the YAML file can also be given on the command line, where it wins. An interrupted build is continued by
 the same command; the folder is complete once it holds manifest.json.
+
+Photos by the million: --workers 16 on one machine; --num-shards 64 --shard-index 0 ... 63 (or torchrun, or a SLURM
+array) on many that share the output folder; --engine ray on a Ray cluster. The files are the same.
 """
 
 import os
@@ -11,31 +14,25 @@ import platform
 import shutil
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from data_gen.addressing import (
-    Located,
-    drop_misplaced,
-    leakage_facts,
-    locate_photos,
-    positions_m,
-    with_utm_source,
-)
+import numpy as np
+
+from data_gen.addressing import geocode_part, locate_photos, refuse_leak
 from data_gen.annotations import import_addresses, parse_sources
-from data_gen.caption import LeakMask, caption_photos, model_captions, read_captions
-from data_gen.conversations import write_conversations
+from data_gen.caption_steps import SAID, caption_part
+from data_gen.conversations import NUM_SHOWN, cap_photos, numbers_of_splits, talk_part, write_llava_json
 from data_gen.data_card import data_card
 from data_gen.gallery import City
-from data_gen.photo_check import PhotoTable, format_reasons
-from data_gen.photo_folders import read_mapillary, read_named_photos, read_pitts250k
-from data_gen.photos import group_panoramas, read_photo_folder, read_photo_table
+from data_gen.parts import WORK, Context, Facts, Steps
+from data_gen.photo_steps import check_part, gather_photos, list_photos
+from data_gen.positions import num_parts, read_columns
 from data_gen.preview import preview_page
-from data_gen.settings import BuildSettings, RunOptions
-from data_gen.streets import StreetMap, load_city_name, load_street_map
+from data_gen.publish import leakage_facts, read_placed, shown_photos
+from data_gen.run_options import RunOptions
+from data_gen.settings import BuildSettings
 from data_gen.summary import print_examples, report
 from llava_ial.config import parse_config, save_config
 from llava_ial.data.dataset import KIND
@@ -43,8 +40,6 @@ from llava_ial.errors import UserError, run_command
 from llava_ial.manifest import FolderState, claim_folder, publish_manifest, write_json, write_text
 from llava_ial.records import (
     AddressRecord,
-    CaptionRecord,
-    ConversationRecord,
     DroppedRecord,
     GalleryRecord,
     PhotoRecord,
@@ -53,9 +48,7 @@ from llava_ial.records import (
     write_part,
     write_records,
 )
-
-RecordT = TypeVar("RecordT")
-_UNMASKED = ".captions"  # what a model said so far, until the table is published
+from llava_ial.splits import SPLIT_NAMES, straddling
 
 
 def main() -> None:
@@ -65,7 +58,7 @@ def main() -> None:
 
 
 def build(settings: BuildSettings, options: RunOptions) -> None:
-    """Writes the data set folder ``options.output``.
+    """Writes the data set folder ``options.output``, alone or with the other processes that share it.
 
     Raises:
         UserError: Wrong settings or inputs, nothing left to write, or the folder holds another build.
@@ -74,153 +67,109 @@ def build(settings: BuildSettings, options: RunOptions) -> None:
     folder, identity, started = options.output, settings.identity(), time.time()
     state = claim_folder(folder, KIND, identity)
     if state is FolderState.COMPLETE:
+        shutil.rmtree(folder / WORK, ignore_errors=True)  # left by a kill after the manifest
         print(f"{folder} is already complete: same settings, same inputs")
         return
+    context = Context(settings, folder, options.map_cache, options.workers)
+    steps = Steps(context, options)
     try:
-        counts = _write_tables(settings, options, folder)
+        _run(steps, context)
     except UserError:
         # The inputs are at fault: after they are mended this is another build, which the claim would refuse.
-        if state is FolderState.NEW and not (folder / _UNMASKED).exists():
+        if state is FolderState.NEW and options.share.count == 1 and not (folder / WORK / SAID).exists():
             shutil.rmtree(folder)
         raise
+    if options.share.index == 0:
+        _publish(context, identity, started, steps.facts("summary"))
+        print_examples(folder)
+    print(f"\ncomplete: {folder}; look at {folder / 'preview.html'}")
+
+
+def _run(steps: Steps, context: Context) -> None:
+    """Map, reduce, map: ``each`` is done part by part, ``once`` over all of them."""
+    steps.once("list", list_photos)
+    steps.each("check", check_part)
+    steps.once("photos", gather_photos)
+    steps.each("geocode", geocode_part)
+    steps.once("addresses", _import_photos if context.settings.streets is None else locate_photos)
+    steps.once("caps", cap_photos)
+    steps.each("captions", caption_part)
+    steps.each("conversations", talk_part)
+    steps.once("summary", lambda context: _summarise(context, steps))
+
+
+def _import_photos(context: Context) -> Facts:
+    """Published addresses in place of derived ones."""
+    settings, folder = context.settings, context.folder
+    photos = read_records(folder / "photos", PhotoRecord)
+    city = City(settings.city, settings.region, settings.country)
+    imported = import_addresses(photos, parse_sources(settings.annotations), city)
+    address_of = {address.image_id: address for address in imported.addresses}
+    splits = np.array([SPLIT_NAMES.index(address_of[p.image_id].split) for p in photos if p.image_id in address_of])
+    is_kept = np.array([photo.image_id in address_of for photo in photos])
+    ranks = np.concatenate(
+        [
+            read_columns(context.work / "nearest", part)["panorama"].to_numpy()
+            for part in range(num_parts(context.work / "nearest"))
+        ]
+    )
+    if len(leaking := straddling(ranks[is_kept], splits)):
+        all_splits = np.zeros(len(photos), dtype=np.int8)
+        all_splits[is_kept] = splits
+        refuse_leak(context, leaking, all_splits, np.where(is_kept, "", "no_annotation").astype(object))
+    for part in range(num_parts(folder / "photos")):
+        names = read_columns(folder / "photos", part, ["image_id"])["image_id"].to_pylist()
+        own = [address_of[name] for name in names if name in address_of]
+        write_part(folder / "addresses", to_table(own, AddressRecord), part)
+    write_records(folder / "gallery", imported.gallery, GalleryRecord)
+    write_part(folder / "dropped", to_table(imported.dropped, DroppedRecord), 1)
+    return {}
+
+
+def _summarise(context: Context, steps: Steps) -> Facts:
+    """Everything that is said of the whole: counts, leakage, data card, preview, LLaVA JSON."""
+    settings, folder = context.settings, context.folder
+    placed, totals = read_placed(context)
+    gallery = read_records(folder / "gallery", GalleryRecord)
+    talked = steps.part_facts("conversations")
+    street_map = context.compiled.street_map if context.compiled else None
+    write_llava_json(context)
+    leakage = leakage_facts(context, placed)
+    write_json(folder / "leakage.json", leakage)
+    counts = report(
+        folder,
+        totals,
+        gallery,
+        numbers_of_splits(talked),
+        num_photos=sum(steps.facts("photos")["rows"]),
+        num_masked=sum(facts["masked"] for facts in steps.part_facts("captions")),
+        num_streets=len(street_map.names) if street_map else len({record.address.street for record in gallery}),
+    )
+    licence = settings.photo_licence
+    card = data_card(folder, totals, gallery, counts, leakage, streets=settings.streets, photo_licence=licence)
+    write_text(folder / "README.md", card)
+    sampled = sorted((number, name) for facts in talked for number, name in facts["shown"])[:NUM_SHOWN]
+    shown = shown_photos(context, [name for _, name in sampled])
+    write_text(folder / "preview.html", preview_page(settings.image_root, shown, gallery, totals.of_sub_streets))
     if settings.split == "fractions" and settings.test_fraction and "test" not in counts["splits"]:
         print(
             f"note: no test photos: {counts['panoramas']} panoramas, {counts['ambiguous']} photos of an ambiguous "
             f"street; panorama_radius_m below {settings.panorama_radius_m:g} makes more panoramas of a dense walk"
         )
-    shutil.rmtree(folder / _UNMASKED, ignore_errors=True)
+    return counts
+
+
+def _publish(context: Context, identity: dict[str, Any], started: float, counts: Facts) -> None:
+    """What makes the folder a finished one; the manifest is the last file."""
+    settings, folder = context.settings, context.folder
     for leftover in folder.rglob(".*.tmp"):  # of an earlier start that was killed while it wrote
-        leftover.unlink()
+        if WORK not in leftover.parts:
+            leftover.unlink()
     save_config(folder / "config.yaml", settings)
     write_json(folder / "run.json", _run_facts(started))
     image_root = os.path.relpath(settings.image_root.resolve(), folder.resolve())
     publish_manifest(folder, KIND, identity, image_root=Path(image_root).as_posix(), counts=counts)
-    print_examples(folder)
-    print(f"\ncomplete: {folder}; look at {folder / 'preview.html'}")
-
-
-def _write_tables(settings: BuildSettings, options: RunOptions, folder: Path) -> dict[str, Any]:
-    street_map, city = None, City(settings.city, settings.region, settings.country)
-    if settings.streets is not None:
-        street_map = load_street_map(settings.streets, settings.highways, settings.neighbourhoods)
-        city = replace(city, name=city.name or load_city_name(settings.streets, street_map.frame.origin))
-    photos = _reuse(folder / "photos", PhotoRecord, lambda: _make_photos(settings, options, street_map, folder))
-    addresses = _reuse(
-        folder / "addresses", AddressRecord, lambda: _make_addresses(settings, photos, street_map, city, folder)
-    )
-    gallery = read_records(folder / "gallery", GalleryRecord)
-    captions = _reuse(
-        folder / "captions",
-        CaptionRecord,
-        lambda: _make_captions(settings, photos, addresses, gallery, street_map, city, folder),
-    )
-    dropped = read_records(folder / "dropped", DroppedRecord)
-    numbers = write_conversations(settings, options.workers, photos, addresses, gallery, folder)
-    leakage = leakage_facts(photos, addresses, dropped)
-    write_json(folder / "leakage.json", leakage)
-    num_streets = len(street_map.names) if street_map else len({record.address.street for record in gallery})
-    counts = report(photos, addresses, captions, gallery, dropped, numbers, num_streets)
-    card = data_card(
-        folder,
-        photos,
-        addresses,
-        gallery,
-        counts,
-        leakage,
-        streets=settings.streets,
-        photo_licence=settings.photo_licence,
-    )
-    write_text(folder / "README.md", card)
-    dialogues = [d for split in numbers for d in read_records(folder / "conversations" / split, ConversationRecord)]
-    page = preview_page(settings.image_root, photos, addresses, gallery, dialogues, settings.seed)
-    write_text(folder / "preview.html", page)
-    return counts
-
-
-def _reuse(folder: Path, record_type: type[RecordT], make: Callable[[], Sequence[RecordT]]) -> list[RecordT]:
-    """The table of a step: what an interrupted build already wrote, else what ``make`` gives, written."""
-    if not (folder / "part-00000.parquet").exists():
-        write_records(folder, make(), record_type)
-    return read_records(folder, record_type)
-
-
-def _make_photos(
-    settings: BuildSettings, options: RunOptions, street_map: StreetMap | None, folder: Path
-) -> list[PhotoRecord]:
-    found = _read_photos(settings, options)
-    photos, dropped = found.photos, found.dropped
-    if street_map is not None and photos:
-        photos, misplaced = drop_misplaced(photos, street_map)
-        dropped = dropped + misplaced
-    _write_dropped(folder, dropped, 0)
-    if not photos:
-        raise UserError(f"no usable photo in {settings.photos_csv or settings.image_root}: {format_reasons(dropped)}")
-    return group_panoramas(photos, positions_m(photos, street_map), settings.panorama_radius_m)
-
-
-def _read_photos(settings: BuildSettings, options: RunOptions) -> PhotoTable:
-    zone, workers = settings.zone, options.workers
-    source, columns = settings.photo_source, settings.columns
-    if source == "vpr":
-        return read_named_photos(settings.image_root, zone, require_images=settings.require_images, workers=workers)
-    if source == "mapillary":
-        return read_mapillary(settings.image_root, workers=workers)
-    if source == "exif" or settings.photos_csv is None:
-        return read_photo_folder(settings.image_root, workers=workers)
-    if source == "pitts250k" and zone is not None:
-        table = settings.photos_csv
-        return read_pitts250k(settings.image_root, table, zone, columns.utm_east, columns.utm_north, workers=workers)
-    found = read_photo_table(
-        settings.photos_csv,
-        settings.image_root,
-        columns,
-        zone=zone,
-        require_images=settings.require_images,
-        workers=workers,
-    )
-    return found if zone is None else PhotoTable(with_utm_source(found.photos), found.dropped)
-
-
-def _make_addresses(
-    settings: BuildSettings, photos: Sequence[PhotoRecord], street_map: StreetMap | None, city: City, folder: Path
-) -> list[AddressRecord]:
-    if street_map is None:
-        imported = import_addresses(photos, parse_sources(settings.annotations), city)
-        located = Located(imported.addresses, imported.gallery, imported.dropped)
-    else:
-        located = locate_photos(settings, photos, street_map, city)
-    write_records(folder / "gallery", located.gallery, GalleryRecord)
-    _write_dropped(folder, located.dropped, 1)
-    return located.addresses
-
-
-def _make_captions(
-    settings: BuildSettings,
-    photos: Sequence[PhotoRecord],
-    addresses: Sequence[AddressRecord],
-    gallery: Sequence[GalleryRecord],
-    street_map: StreetMap | None,
-    city: City,
-    folder: Path,
-) -> list[CaptionRecord]:
-    image_ids = [address.image_id for address in addresses]
-    names = street_map.names if street_map else {record.address.street for record in gallery}
-    regions = street_map.neighbourhoods if street_map else {record.address.neighbourhood for record in gallery}
-    areas = [*sorted(regions), city.name, city.region, city.country]
-    captions, captioner = None, settings.captioner
-    if captioner in ("model", "server"):
-        path_of = {photo.image_id: photo.image_path for photo in photos}
-        files = [settings.image_root / path_of[image_id] for image_id in image_ids]
-        captions = model_captions(settings, image_ids, files, folder / _UNMASKED)
-    elif captioner == "annotation":
-        captions = import_addresses(photos, parse_sources(settings.annotations), city).captions
-    if settings.captioner == "csv" and settings.captions_file is not None:
-        captions = read_captions(settings.captions_file, image_ids, settings.image_id_column, settings.caption_column)
-    return caption_photos(image_ids, captions, settings.caption, LeakMask(sorted(names), areas), captioner)
-
-
-def _write_dropped(folder: Path, dropped: Sequence[DroppedRecord], index: int) -> None:
-    write_part(folder / "dropped", to_table(dropped, DroppedRecord), index)
+    shutil.rmtree(context.work, ignore_errors=True)
 
 
 def _run_facts(started: float) -> dict[str, Any]:

@@ -1,12 +1,12 @@
 """``README.md`` of a data set folder: what it holds, in a form that ``datasets.load_dataset(folder)`` reads too."""
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from data_gen.map_files import OSM_SUFFIXES
-from llava_ial.records import AddressRecord, GalleryRecord, PhotoRecord
+from data_gen.publish import Totals
+from llava_ial.records import GalleryRecord
 from llava_ial.splits import SPLIT_NAMES
 
 _OPENSTREETMAP = (
@@ -23,8 +23,7 @@ _TABLES = ("photos", "addresses", "captions", "gallery", "dropped")
 
 def data_card(
     folder: Path,
-    photos: Sequence[PhotoRecord],
-    addresses: Sequence[AddressRecord],
+    totals: Totals,
     gallery: Sequence[GalleryRecord],
     counts: dict[str, Any],
     leakage: dict[str, Any],
@@ -36,7 +35,8 @@ def data_card(
 
     Args:
         folder: The data set: splits and tables that it has are declared.
-        photos, addresses, gallery: Its tables.
+        totals: Its numbers.
+        gallery: Its candidates.
         counts: As in the manifest.
         leakage: As in ``leakage.json``.
         streets: The map; None where addresses were imported.
@@ -58,7 +58,7 @@ def data_card(
         "",
         "## Splits",
         "",
-        *_split_table(photos, addresses, counts, splits),
+        *_split_table(totals, gallery, counts, splits),
         "",
         *_leakage_lines(leakage),
         "",
@@ -103,32 +103,33 @@ def _attribution(streets: Path | None) -> str:
 
 
 def _split_table(
-    photos: Sequence[PhotoRecord], addresses: Sequence[AddressRecord], counts: dict[str, Any], splits: Sequence[str]
+    totals: Totals, gallery: Sequence[GalleryRecord], counts: dict[str, Any], splits: Sequence[str]
 ) -> list[str]:
-    panorama_of = {photo.image_id: photo.panorama_id for photo in photos}
+    address_of = {record.sub_street_id: record.address for record in gallery}
     lines = ["| split | photos | panoramas | sub-streets | streets | neighbourhoods | dialogues | questions |"]
     lines += ["|---|---|---|---|---|---|---|---|"]
+    sub_streets_of: dict[str, set[str]] = {split: set() for split in SPLIT_NAMES}
+    for split, sub_street in totals.photos_of:
+        sub_streets_of[split].add(sub_street)
     for split in splits:
-        own = [record for record in addresses if record.split == split]
+        own = [address_of[sub_street] for sub_street in sub_streets_of[split]]
         numbers = [
+            sum(count for (where, _), count in totals.photos_of.items() if where == split),
+            totals.panoramas_of[split],
             len(own),
-            len({panorama_of[record.image_id] for record in own}),
-            len({record.sub_street_id for record in own}),
-            len({record.address.street_key for record in own}),
-            len({record.address.neighbourhood for record in own} - {""}),
+            len({address.street_key for address in own}),
+            len({address.neighbourhood for address in own} - {""}),
             counts["splits"][split]["dialogues"],
             counts["splits"][split]["questions"],
         ]
         lines.append("| " + " | ".join([split, *(f"{number:,}" for number in numbers)]) + " |")
-    trained = {record.sub_street_id for record in addresses if record.split == "train"}
-    unseen = {record.sub_street_id for record in addresses if record.split == "test"} - trained
-    photos_of = sorted(Counter(record.sub_street_id for record in addresses).values())
+    unseen = sub_streets_of["test"] - sub_streets_of["train"]
+    photos_of = sorted(totals.of_sub_streets.values())
     lines += ["", f"Sub-streets of test photos without a training photo: {len(unseen):,}."]
     lines += [
         f"Photos of a sub-street: {photos_of[0]:,} to {photos_of[-1]:,}, median {photos_of[len(photos_of) // 2]:,}."
     ]
-    ambiguous = sum(record.is_ambiguous for record in addresses)
-    return [*lines, f"Photos of an ambiguous street, marked: {ambiguous:,}."]
+    return [*lines, f"Photos of an ambiguous street, marked: {totals.ambiguous:,}."]
 
 
 def _leakage_lines(leakage: dict[str, Any]) -> list[str]:

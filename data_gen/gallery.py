@@ -4,10 +4,11 @@ import hashlib
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import shapely
 from tqdm import tqdm
 
@@ -62,7 +63,7 @@ def build_gallery(
     street_map: StreetMap,
     xy_m: FloatArray,
     street: IntArray,
-    positions: Sequence[str],
+    positions: Sequence[str] | npt.NDArray[np.uint64],
     settings: PartitionSettings,
     city: City,
 ) -> Gallery:
@@ -72,7 +73,7 @@ def build_gallery(
         street_map: The map.
         xy_m: ``(N, 2)`` photo positions.
         street: ``(N,)`` index of each photo's street, -1 for none.
-        positions: ``(N,)`` panorama of each photo: its crops are one position.
+        positions: ``(N,)`` panorama of each photo, by name or number: its crops are one position.
         settings: How to cut.
         city: Common to all addresses.
     """
@@ -86,8 +87,8 @@ def build_gallery(
     photo_piece = _nearest_pieces(pieces, xy_m, street)
     for number, piece in enumerate(pieces):
         piece.numbers = {number}
-    for photo in np.flatnonzero(photo_piece >= 0).tolist():
-        pieces[photo_piece[photo]].positions.add(positions[photo])
+    for number, position in _distinct_pairs(photo_piece, positions):
+        pieces[number].positions.add(position)
     for part in parts:
         merge_sparse(part, settings.min_positions)
     return _name_pieces(parts, photo_piece, street_map, settings.snap_m, city)
@@ -107,10 +108,24 @@ def sub_street_id(address: Address) -> str:
     return f"{slug}-{digest}" if slug else digest
 
 
+def _distinct_pairs(
+    photo_piece: IntArray, positions: Sequence[str] | npt.NDArray[np.uint64]
+) -> Iterator[tuple[int, int]]:
+    """Each piece with the number of each position on it, once."""
+    number = np.unique(np.asarray(positions), return_inverse=True)[1].reshape(-1)
+    count = int(number.max(initial=0)) + 1
+    number += photo_piece * count
+    for key in np.unique(number[photo_piece >= 0]).tolist():
+        yield divmod(key, count)
+
+
 def _nearest_pieces(pieces: list[Piece], xy_m: FloatArray, street: IntArray) -> IntArray:
     """The piece of its own street that each photo is nearest to, -1 for a photo without a street."""
     found = np.full(len(xy_m), -1, dtype=np.int64)
-    with_street = np.flatnonzero(street >= 0)
+    # The crops of a panorama follow each other at one place: the first of them stands for all.
+    is_first = np.ones(len(xy_m), dtype=bool)
+    is_first[1:] = (xy_m[1:] != xy_m[:-1]).any(axis=1) | (street[1:] != street[:-1])
+    with_street = np.flatnonzero(is_first & (street >= 0))
     if not len(with_street):
         return found
     lines = np.array([shapely.LineString(block) for piece in pieces for block in piece.blocks])
@@ -124,7 +139,7 @@ def _nearest_pieces(pieces: list[Piece], xy_m: FloatArray, street: IntArray) -> 
         first = np.full(len(photos), len(lines))
         np.minimum.at(first, photo, own[line])
         found[photos] = piece_of[first]
-    return found
+    return np.asarray(found[np.flatnonzero(is_first)[np.cumsum(is_first) - 1]])
 
 
 def _name_pieces(

@@ -77,7 +77,7 @@ def vote_streets(
     street and with its distance to the position asked about. Crops of one panorama are one position. The margin is that
     of distances: it is negative where the vote went against the nearest street, which is so marked ambiguous.
     """
-    places, place_of = _distinct_places(xy_m)
+    places, place_of = distinct_places(xy_m)
     tree = shapely.STRtree(street_map.lines)
     place, name, away_m = _near_streets(places, street_map, tree, max_distance_m + margin_range_m)
     known = np.flatnonzero(np.isfinite(places).all(axis=1))
@@ -120,9 +120,10 @@ def streets_in_range(
     return near
 
 
-def _distinct_places(
+def distinct_places(
     xy_m: npt.NDArray[np.float64],
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    """The positions ``(N, 2)`` without repetitions, ``(P, 2)``, and which of them each is, ``(N,)``."""
     places, place_of = np.unique(xy_m, axis=0, return_inverse=True)
     return places.reshape(-1, 2), place_of.ravel()
 

@@ -43,7 +43,7 @@ class Piece:
     neighbourhood: str
     blocks: list[FloatArray]
     boundary: set[int]
-    positions: set[str] = field(default_factory=set)
+    positions: set[int] = field(default_factory=set)
     numbers: set[int] = field(default_factory=set)
 
     @property

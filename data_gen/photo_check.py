@@ -2,9 +2,10 @@
 
 import hashlib
 import importlib.util
+import os
 import warnings
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import get_context
@@ -45,11 +46,20 @@ def list_photo_files(image_root: Path) -> list[Path]:
     return [path for path in list_files(image_root) if path.suffix.lower() in PHOTO_SUFFIXES]
 
 
-def list_files(image_root: Path) -> list[Path]:
-    """All files under a folder, sorted by path, hidden ones left out."""
-    found = [path for path in image_root.rglob("*") if path.is_file()]
-    visible = (p for p in found if not any(part.startswith(".") for part in p.relative_to(image_root).parts))
-    return sorted(visible, key=lambda p: p.relative_to(image_root).as_posix())
+def list_files(image_root: Path) -> Iterator[Path]:
+    """All files under a folder, one by one in the order of their paths, hidden ones left out; walked once."""
+    with os.scandir(image_root) as entries:
+        # A folder sorts by its name and a slash, as in a full path: "a.jpg" stands before what is in "a".
+        visible = [
+            (entry.name + "/" * entry.is_dir(follow_symlinks=False), entry)
+            for entry in entries
+            if not entry.name.startswith(".")
+        ]
+    for name, entry in sorted(visible, key=lambda item: item[0]):
+        if name.endswith("/"):
+            yield from list_files(image_root / entry.name)
+        elif entry.is_file():
+            yield image_root / entry.name
 
 
 def format_reasons(dropped: Sequence[DroppedRecord]) -> str:

@@ -1,6 +1,6 @@
 """Photo folders of known layouts: place recognition file names, Pitts250k with its UTM table, Mapillary downloads."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
@@ -21,31 +21,47 @@ def read_named_photos(
     """A folder whose file names carry the position; a first folder called train, val or test states the split."""
     photos: list[PhotoRecord] = []
     dropped: list[DroppedRecord] = []
-    for file in list_photo_files(image_root):
-        path = file.relative_to(image_root).as_posix()
-        named = parse_photo_name(file.name, zone)
-        if named.point is None:
-            dropped.append(DroppedRecord(path, STEP, named.reason))
-            continue
-        folder = PurePosixPath(path).parts[0]
-        photos.append(
-            PhotoRecord(
-                image_id=path,
-                image_path=path,
-                lat=named.point.lat,
-                lon=named.point.lon,
-                heading_deg=named.heading_deg,
-                panorama_id=named.panorama_id,
-                captured_at=named.captured_at,
-                source="file_name",
-                given_split=folder if folder in SPLIT_NAMES else None,
-            )
-        )
+    for found in list_named_photos(image_root, zone):
+        if isinstance(found, DroppedRecord):
+            dropped.append(found)
+        else:
+            photos.append(found)
     return _checked(photos, dropped, image_root, require_images, workers)
 
 
+def list_named_photos(image_root: Path, zone: UtmZone | None) -> Iterator[PhotoRecord | DroppedRecord]:
+    """The same one by one, no photo opened."""
+    for file in list_files(image_root):
+        if file.suffix.lower() not in PHOTO_SUFFIXES:
+            continue
+        path = file.relative_to(image_root).as_posix()
+        named = parse_photo_name(file.name, zone)
+        if named.point is None:
+            yield DroppedRecord(path, STEP, named.reason)
+            continue
+        folder = PurePosixPath(path).parts[0]
+        yield PhotoRecord(
+            image_id=path,
+            image_path=path,
+            lat=named.point.lat,
+            lon=named.point.lon,
+            heading_deg=named.heading_deg,
+            panorama_id=named.panorama_id,
+            captured_at=named.captured_at,
+            source="file_name",
+            given_split=folder if folder in SPLIT_NAMES else None,
+        )
+
+
 def read_pitts250k(
-    image_root: Path, utm_table: Path, zone: UtmZone, east: str, north: str, *, workers: int = 1
+    image_root: Path,
+    utm_table: Path,
+    zone: UtmZone,
+    east: str,
+    north: str,
+    *,
+    require_images: bool = True,
+    workers: int = 1,
 ) -> PhotoTable:
     """Pitts250k as published: ``000/000829_pitch1_yaw1.jpg``, and positions in a table without image names.
 
@@ -54,6 +70,7 @@ def read_pitts250k(
         utm_table: CSV; row p is panorama p, or row i is image i, of panorama ``i // 24``.
         zone: Of the table's metres: 17 north.
         east, north: Columns of the table.
+        require_images: False leaves the photos unopened.
         workers: Processes that check whether the photos decode.
 
     Raises:
@@ -84,15 +101,15 @@ def read_pitts250k(
             dropped.append(DroppedRecord(path, STEP, "bad_position"))
             continue
         photos.append(PhotoRecord(path, path, point.lat, point.lon, None, number, None, "pitts250k"))
-    return _checked(photos, dropped, image_root, True, workers)
+    return _checked(photos, dropped, image_root, require_images, workers)
 
 
-def read_mapillary(image_root: Path, *, workers: int = 1) -> PhotoTable:
+def read_mapillary(image_root: Path, *, require_images: bool = True, workers: int = 1) -> PhotoTable:
     """Photos beside the JSON of Mapillary's API, version 4: one object per photo, or answers with a list ``data``.
 
     The position computed from the pictures is preferred to the camera's. Photos of one ``sequence`` share a split.
     """
-    files = list_files(image_root)
+    files = list(list_files(image_root))
     by_stem: dict[str, list[Path]] = {}
     for file in files:
         if file.suffix.lower() in PHOTO_SUFFIXES:
@@ -116,7 +133,7 @@ def read_mapillary(image_root: Path, *, workers: int = 1) -> PhotoTable:
     for stem, same in by_stem.items():
         if stem not in named:
             dropped += [DroppedRecord(f.relative_to(image_root).as_posix(), STEP, "no_metadata") for f in same]
-    return _checked(photos, dropped, image_root, True, workers)
+    return _checked(photos, dropped, image_root, require_images, workers)
 
 
 _CROPS = 24

@@ -3,7 +3,8 @@
 Each reader gives ``PhotoRecord``s and names every row it leaves out with a reason; a bad photo is counted, never fatal.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from pathlib import Path, PurePosixPath
@@ -23,9 +24,11 @@ from data_gen.photo_check import (
 )
 from data_gen.photo_names import UtmZone, pitts_panorama
 from data_gen.tables import parse_number, read_rows
+from llava_ial.exif import PhotoMetadata
 from llava_ial.geo import GeoPoint
 from llava_ial.records import DroppedRecord, PhotoRecord
 
+DUPLICATE_ID, EXIF = "duplicate_id", "exif"
 _COMPACT = 2.0  # a chain of photos longer than this many radii is a walk, not one place
 
 
@@ -72,10 +75,9 @@ def read_photo_table(
     photos: list[PhotoRecord] = []
     dropped: list[DroppedRecord] = []
     seen: set[str] = set()
-    for row in read_rows(path, _needed(columns, zone)):
-        found = _photo_of_row(row, columns, require_images, zone)
+    for found in list_photo_table(path, columns, zone=zone, require_images=require_images):
         if isinstance(found, PhotoRecord) and found.image_id in seen:
-            found = DroppedRecord(found.image_id, STEP, "duplicate_id")
+            found = DroppedRecord(found.image_id, STEP, DUPLICATE_ID)
         if isinstance(found, DroppedRecord):
             dropped.append(found)
             continue
@@ -87,35 +89,58 @@ def read_photo_table(
     return PhotoTable(checked.photos, dropped + checked.dropped)
 
 
+def list_photo_table(
+    path: Path, columns: PhotoColumns, *, zone: UtmZone | None = None, require_images: bool = True
+) -> Iterator[PhotoRecord | DroppedRecord]:
+    """Rows of a table one by one, no photo opened; arguments as above. A name may come twice."""
+    for row in read_rows(path, _needed(columns, zone)):
+        yield _photo_of_row(row, columns, require_images, zone)
+
+
 def read_photo_folder(image_root: Path, *, workers: int = 1) -> PhotoTable:
     """All photos under a folder, with the positions in their EXIF; ``image_id`` is the path below the folder."""
-    files = list_files(image_root)
+    files = list(list_files(image_root))
     others = [file for file in files if file.suffix.lower() not in PHOTO_SUFFIXES]
     files = [file for file in files if file.suffix.lower() in PHOTO_SUFFIXES]
     reports = read_files(files, "reading photos", workers)
     photos: list[PhotoRecord] = []
     dropped = [DroppedRecord(file.relative_to(image_root).as_posix(), STEP, "not_a_photo") for file in others]
     for file, reason, report in zip(files, reasons_with_duplicates(reports), reports, strict=True):
-        name, metadata = file.relative_to(image_root).as_posix(), report.metadata
-        if not reason and metadata.point is None:
-            reason = "bad_position" if metadata.has_bad_position else "no_position"
-        if reason or metadata.point is None:
-            dropped.append(DroppedRecord(name, STEP, reason))
-            continue
-        photos.append(
-            PhotoRecord(
-                image_id=name,
-                image_path=name,
-                lat=metadata.point.lat,
-                lon=metadata.point.lon,
-                heading_deg=metadata.heading_deg,
-                panorama_id=None,
-                captured_at=metadata.captured_at,
-                source="exif",
-                position_error_m=metadata.error_m,
-            )
-        )
+        name = file.relative_to(image_root).as_posix()
+        found = photo_of_metadata(unread_photo(name), report.metadata)
+        if reason or isinstance(found, DroppedRecord):
+            why = reason or (found.reason if isinstance(found, DroppedRecord) else "")
+            dropped.append(DroppedRecord(name, STEP, why))
+        else:
+            photos.append(found)
     return PhotoTable(photos, dropped)
+
+
+def list_photo_folder(image_root: Path) -> Iterator[PhotoRecord | DroppedRecord]:
+    """The files of a folder one by one, none opened: a photo's position is still NaN."""
+    for file in list_files(image_root):
+        name = file.relative_to(image_root).as_posix()
+        is_photo = file.suffix.lower() in PHOTO_SUFFIXES
+        yield unread_photo(name) if is_photo else DroppedRecord(name, STEP, "not_a_photo")
+
+
+def unread_photo(name: str) -> PhotoRecord:
+    """A photo of a folder before its EXIF was read."""
+    return PhotoRecord(name, name, math.nan, math.nan, None, None, None, EXIF)
+
+
+def photo_of_metadata(photo: PhotoRecord, metadata: PhotoMetadata) -> PhotoRecord | DroppedRecord:
+    """A photo with the position, direction, time and error that its EXIF states."""
+    if metadata.point is None:
+        return DroppedRecord(photo.image_id, STEP, "bad_position" if metadata.has_bad_position else "no_position")
+    return replace(
+        photo,
+        lat=metadata.point.lat,
+        lon=metadata.point.lon,
+        heading_deg=metadata.heading_deg,
+        captured_at=metadata.captured_at,
+        position_error_m=metadata.error_m,
+    )
 
 
 def group_panoramas(photos: Sequence[PhotoRecord], xy_m: npt.NDArray[np.float64], radius_m: float) -> list[PhotoRecord]:
@@ -133,14 +158,20 @@ def group_panoramas(photos: Sequence[PhotoRecord], xy_m: npt.NDArray[np.float64]
     """
     open_ones = [i for i, photo in enumerate(photos) if photo.panorama_id is None]
     grouped = list(photos)
-    names: dict[int, str] = {}
-    order = np.argsort(np.array([photos[i].image_id for i in open_ones]), kind="stable")
-    groups = _cut_walks(xy_m[open_ones], group_within(xy_m[open_ones], radius_m), order, radius_m).tolist()
-    for i, group in zip(open_ones, groups, strict=True):
-        names[group] = min(names.get(group, photos[i].image_id), photos[i].image_id)
-    for i, group in zip(open_ones, groups, strict=True):
-        grouped[i] = replace(photos[i], panorama_id=f"near-{names[group]}")
+    names = name_panoramas([photos[i].image_id for i in open_ones], xy_m[open_ones], radius_m)
+    for i, name in zip(open_ones, names, strict=True):
+        grouped[i] = replace(photos[i], panorama_id=name)
     return grouped
+
+
+def name_panoramas(image_ids: Sequence[str], xy_m: npt.NDArray[np.float64], radius_m: float) -> list[str]:
+    """The same for photos that all lack an id, by their names and positions alone."""
+    order = np.argsort(np.array(image_ids), kind="stable")
+    groups = _cut_walks(xy_m, group_within(xy_m, radius_m), order, radius_m).tolist()
+    names: dict[int, str] = {}
+    for image_id, group in zip(image_ids, groups, strict=True):
+        names[group] = min(names.get(group, image_id), image_id)
+    return [f"near-{names[group]}" for group in groups]
 
 
 def _cut_walks(

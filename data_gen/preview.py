@@ -2,22 +2,21 @@
 
 import base64
 import io
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
 from PIL import Image
 
+from data_gen.publish import ShownPhoto
 from llava_ial.conversation import IMAGE_TOKEN
 from llava_ial.data.images import load_photo
 from llava_ial.errors import UserError
 from llava_ial.geo import GeoPoint
-from llava_ial.prompts import stable_number
 from llava_ial.records import AddressRecord, ConversationRecord, GalleryRecord, PhotoRecord
 from llava_ial.street_map import STYLE, Highlight, MapPoint, StreetMap
 
-_NUM_PHOTOS = 12
 _SIDE_PX = 320
 _MAX_MAP_PIECES = 3_000  # of the nearest: a map of a whole region in each card would be megabytes
 _MAX_BARS = 200
@@ -40,43 +39,31 @@ dt, dd { margin-left: 0; white-space: pre-line; }
 
 
 def preview_page(
-    image_root: Path,
-    photos: Sequence[PhotoRecord],
-    addresses: Sequence[AddressRecord],
-    gallery: Sequence[GalleryRecord],
-    dialogues: Sequence[ConversationRecord],
-    seed: int,
+    image_root: Path, shown: Sequence[ShownPhoto], gallery: Sequence[GalleryRecord], photos_of: Counter[str]
 ) -> str:
-    """The page; which photos are sampled depends on their names and the seed alone.
+    """The page.
 
     Args:
         image_root: Where the photos are; one that is not there is shown without its pixels.
-        photos, addresses, gallery, dialogues: The data set.
-        seed: Another seed, other photos.
+        shown: The sampled photos.
+        gallery: The candidates.
+        photos_of: Photos of each sub-street.
     """
-    photo_of = {photo.image_id: photo for photo in photos}
-    talk: dict[str, list[ConversationRecord]] = defaultdict(list)
-    for dialogue in dialogues:
-        talk[dialogue.image_id].append(dialogue)
-    shown = sorted(addresses, key=lambda record: stable_number(seed, record.image_id, "preview"))[:_NUM_PHOTOS]
-    shown.sort(key=lambda record: (record.split, record.image_id))
-    street_map = StreetMap(gallery if len(gallery) <= _MAX_MAP_PIECES else _around(gallery, shown))
-    cards = [
-        _card(record, photo_of[record.image_id], talk[record.image_id], street_map, image_root) for record in shown
-    ]
+    addresses = [item.address for item in shown]
+    street_map = StreetMap(gallery if len(gallery) <= _MAX_MAP_PIECES else _around(gallery, addresses))
+    cards = [_card(item.address, item.photo, item.dialogues, street_map, image_root) for item in shown]
     first = gallery[0].address
     title = ", ".join(part for part in (first.city, first.region, first.country) if part) or "Data set"
-    counts = Counter(record.sub_street_id for record in addresses)
     return "\n".join(
         [
             '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">',
             '<meta name="viewport" content="width=device-width, initial-scale=1">',
             f"<title>{escape(title)}: preview</title><style>{_PAGE_STYLE}{STYLE}</style></head><body>",
             f"<h1>{escape(title)}</h1>",
-            f"<p>{len(addresses):,} photos on {len(gallery):,} sub-streets. Photos of each sub-street, the fullest "
-            f"first{_shown_part(len(counts))}:</p>",
-            _bars(sorted(counts.values(), reverse=True)[:_MAX_BARS]),
-            f'<p class="quiet">From {max(counts.values()):,} photos down to {min(counts.values()):,}.</p>',
+            f"<p>{photos_of.total():,} photos on {len(gallery):,} sub-streets. Photos of each sub-street, the fullest "
+            f"first{_shown_part(len(photos_of))}:</p>",
+            _bars(sorted(photos_of.values(), reverse=True)[:_MAX_BARS]),
+            f'<p class="quiet">From {max(photos_of.values()):,} photos down to {min(photos_of.values()):,}.</p>',
             f'<div class="cards">{"".join(cards)}</div></body></html>\n',
         ]
     )

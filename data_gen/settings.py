@@ -26,19 +26,6 @@ def _help(text: str) -> dict[str, str]:
     return {"help": text}
 
 
-@dataclass
-class RunOptions:
-    """Where a build goes and how fast: nothing here changes what is written."""
-
-    output: Path = field(metadata=_help("folder of the new data set; an interrupted build of it is continued"))
-    workers: int = field(default=2, metadata=_help("processes that check photos"))
-
-    def __post_init__(self) -> None:
-        self.output = self.output.expanduser()
-        if self.workers < 1:
-            raise UserError(f"workers: {self.workers}; at least 1")
-
-
 @dataclass(kw_only=True)
 class BuildSettings(CaptionModelSettings, ServiceSettings):
     """What a data set is made of. Paths are relative to the current folder; ~ is the home folder."""
@@ -148,6 +135,12 @@ class BuildSettings(CaptionModelSettings, ServiceSettings):
     max_photos_per_sub_street: int = field(
         default=0, metadata=_help("training photos of one sub-street that are talked about; 0: all")
     )
+    rows_a_part: int = field(
+        default=65_536, metadata=_help("photos in one file of a table: the unit of work that is shared out and resumed")
+    )
+    llava_json: bool = field(
+        default=True, metadata=_help("false leaves out llava/*.json, which tens of millions of photos make too large")
+    )
     seed: int = field(default=0, metadata=_help("another number, another draw of splits, wordings and wrong streets"))
 
     def __post_init__(self) -> None:
@@ -184,7 +177,7 @@ class BuildSettings(CaptionModelSettings, ServiceSettings):
                 raise UserError(f"{name}: {getattr(self, name)}; at least 0")
         if not 0 < self.max_distance_m <= MARGIN_M:
             raise UserError(f"max_distance_m: {self.max_distance_m}; above 0, at most {MARGIN_M:g}")
-        for name in ("min_positions", "num_dialogues"):
+        for name in ("min_positions", "num_dialogues", "rows_a_part"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}: {getattr(self, name)}; at least 1")
         for name in ("city", "region", "country"):

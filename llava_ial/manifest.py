@@ -9,6 +9,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import secrets
 from collections.abc import Mapping
 from enum import Enum
 from pathlib import Path
@@ -44,7 +45,8 @@ def file_hash(path: Path) -> str:
 
 def write_text(path: Path, text: str) -> None:
     """Writes to a temporary name in the same folder, then renames: a reader sees the old file or the new one whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    # Machines that share a folder may run it under the same process number.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     temporary.write_text(text, encoding="utf-8")
     os.replace(temporary, path)
 

@@ -7,6 +7,7 @@ instead of bytes; ``datasets.load_dataset("parquet", ...)`` reads it without thi
 import dataclasses
 import functools
 import os
+import secrets
 import types
 import typing
 from collections.abc import Iterable, Sequence
@@ -170,6 +171,7 @@ def arrow_type(annotation: Any) -> pa.DataType:
     return {str: pa.string(), float: pa.float64(), int: pa.int64(), bool: pa.bool_()}[annotation]
 
 
+@functools.cache
 def arrow_schema(record_type: type) -> pa.Schema:
     """The Arrow schema of a record type; a field is nullable exactly where its annotation allows None."""
     hints = typing.get_type_hints(record_type)
@@ -181,7 +183,28 @@ def arrow_schema(record_type: type) -> pa.Schema:
 
 def to_table(records: Iterable[Any], record_type: type) -> pa.Table:
     """Records as an Arrow table of ``arrow_schema(record_type)``."""
-    return pa.Table.from_pylist([dataclasses.asdict(record) for record in records], schema=arrow_schema(record_type))
+    rows, schema = list(records), arrow_schema(record_type)
+    columns = []
+    for field in schema:
+        values = [getattr(row, field.name) for row in rows]
+        columns.append(pa.array([_plain(v) for v in values] if pa.types.is_nested(field.type) else values, field.type))
+    return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _plain(value: Any) -> Any:
+    """Dataclasses as dictionaries, at any depth; ``dataclasses.asdict`` also copies what need not be."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if dataclasses.is_dataclass(value):
+        return {name: _plain(getattr(value, name)) for name in _field_names(value.__class__)}
+    return value
+
+
+@functools.cache
+def _field_names(record_type: Any) -> tuple[str, ...]:
+    return tuple(f.name for f in dataclasses.fields(record_type))
 
 
 def from_table(table: pa.Table, record_type: type[RecordT]) -> list[RecordT]:
@@ -212,8 +235,8 @@ def _build(annotation: Any, value: Any) -> Any:
 def write_part(folder: Path, table: pa.Table, index: int = 0) -> Path:
     """Writes one part of a table folder under a temporary name, then renames it into place."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"part-{index:05d}.parquet"
-    temporary = folder / f".{path.name}.{os.getpid()}.tmp"
+    path = folder / part_name(index)
+    temporary = folder / f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.tmp"
     pq.write_table(table, temporary, compression="zstd")
     os.replace(temporary, path)
     return path
@@ -228,22 +251,31 @@ def read_table(folder: Path, record_type: type) -> pa.Table:
     parts = sorted(folder.glob("part-*.parquet"))
     if not parts:
         raise UserError(f"{folder}: no table here (no part-*.parquet); run the step that writes it")
+    return pa.concat_tables([_read_part(part, record_type) for part in parts])
+
+
+def read_part(folder: Path, record_type: type, index: int) -> pa.Table:
+    """One part of a table folder; errors as for ``read_table``."""
+    return _read_part(folder / part_name(index), record_type)
+
+
+def part_name(index: int) -> str:
+    """File name of a part."""
+    return f"part-{index:05d}.parquet"
+
+
+def _read_part(part: Path, record_type: type) -> pa.Table:
     schema = arrow_schema(record_type)
-    tables = []
-    for part in parts:
-        try:
-            table = pq.read_table(part)
-        except (OSError, pa.ArrowInvalid) as error:
-            raise UserError(f"{part}: unreadable: {error}") from error
-        for field in schema:  # a folder of an earlier version lacks what was added since
-            if field.nullable and field.name not in table.column_names:
-                table = table.append_column(field, pa.nulls(len(table), field.type))
-        if missing := set(schema.names) - set(table.column_names):
-            raise UserError(
-                f"{part}: column(s) missing: {', '.join(sorted(missing))}; expected a {record_type.__name__}"
-            )
-        tables.append(table.select(schema.names).cast(schema))
-    return pa.concat_tables(tables)
+    try:
+        table = pq.read_table(part)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise UserError(f"{part}: unreadable: {error}") from error
+    for field in schema:  # a folder of an earlier version lacks what was added since
+        if field.nullable and field.name not in table.column_names:
+            table = table.append_column(field, pa.nulls(len(table), field.type))
+    if missing := set(schema.names) - set(table.column_names):
+        raise UserError(f"{part}: column(s) missing: {', '.join(sorted(missing))}; expected a {record_type.__name__}")
+    return table.select(schema.names).cast(schema)
 
 
 def read_records(folder: Path, record_type: type[RecordT]) -> list[RecordT]:

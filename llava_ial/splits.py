@@ -8,14 +8,17 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+import numpy.typing as npt
+
 from llava_ial.errors import UserError
 
 SPLIT_NAMES = ("train", "val", "test")
 
 
-def panorama_order(panorama_id: str, seed: int) -> str:
-    """A fixed pseudo-random rank of a panorama: a function of its name and the seed alone."""
-    return hashlib.sha256(f"{seed}:{panorama_id}".encode()).hexdigest()
+def panorama_rank(panorama_id: str, seed: int) -> int:
+    """A fixed pseudo-random number of 64 bits: a function of the panorama's name and the seed alone."""
+    return int.from_bytes(hashlib.sha256(f"{seed}:{panorama_id}".encode()).digest()[:8], "big")
 
 
 def split_by_panorama(
@@ -41,22 +44,43 @@ def split_by_panorama(
     Raises:
         UserError: Fractions that leave nothing to train on.
     """
+    ranks = np.array([panorama_rank(panorama, seed) for panorama in panorama_ids], dtype=np.uint64)
+    unsure = np.array(is_ambiguous, dtype=bool)
+    codes = split_by_rank(ranks, unsure, val_fraction=val_fraction, test_fraction=test_fraction)
+    return [SPLIT_NAMES[code] for code in codes.tolist()]
+
+
+def split_by_rank(
+    ranks: npt.NDArray[np.uint64], is_ambiguous: npt.NDArray[np.bool_], *, val_fraction: float, test_fraction: float
+) -> npt.NDArray[np.int8]:
+    """The same for photos ``(N,)`` by the ranks of their panoramas: indices into ``SPLIT_NAMES``, shape ``(N,)``."""
     if min(val_fraction, test_fraction) < 0 or val_fraction + test_fraction >= 1:
         raise UserError(
             f"val_fraction {val_fraction} and test_fraction {test_fraction}: each at least 0, together below 1"
         )
-    unsure = {panorama for panorama, flag in zip(panorama_ids, is_ambiguous, strict=True) if flag}
-    panoramas = sorted(set(panorama_ids), key=lambda panorama: panorama_order(panorama, seed))
+    panoramas, which = np.unique(ranks, return_inverse=True)
+    is_unsure = np.zeros(len(panoramas), dtype=bool)
+    is_unsure[which[is_ambiguous]] = True
     num_test = round(test_fraction * len(panoramas))
     if test_fraction and len(panoramas) >= 3:
         num_test = max(num_test, 1)
-    eligible = [panorama for panorama in panoramas if panorama not in unsure]
+    eligible = np.flatnonzero(~is_unsure)
     # One panorama must be left to train on, also where every photo is sure of its street.
-    num_held_out = min(num_test + round(val_fraction * len(panoramas)), len(eligible), len(panoramas) - 1)
-    split_of = dict.fromkeys(panoramas, "train")
-    for position, panorama in enumerate(eligible[:num_held_out]):
-        split_of[panorama] = "test" if position < num_test else "val"
-    return [split_of[panorama] for panorama in panorama_ids]
+    num_held_out = max(min(num_test + round(val_fraction * len(panoramas)), len(eligible), len(panoramas) - 1), 0)
+    split_of = np.full(len(panoramas), SPLIT_NAMES.index("train"), dtype=np.int8)
+    split_of[eligible[:num_held_out]] = SPLIT_NAMES.index("val")
+    split_of[eligible[: min(num_test, num_held_out)]] = SPLIT_NAMES.index("test")
+    return split_of[which]
+
+
+def straddling(ranks: npt.NDArray[np.uint64], codes: npt.NDArray[np.int8]) -> npt.NDArray[np.uint64]:
+    """Ranks of the panoramas that stand in two splits, of photos ``(N,)`` with their splits; empty if none leaks."""
+    panoramas, which = np.unique(ranks, return_inverse=True)
+    lowest, highest = np.full(len(panoramas), 127, dtype=np.int8), np.full(len(panoramas), -1, dtype=np.int8)
+    np.minimum.at(lowest, which, codes)
+    np.maximum.at(highest, which, codes)
+    found: npt.NDArray[np.uint64] = panoramas[lowest != highest]
+    return found
 
 
 def check_leakage(panorama_ids: Sequence[str], splits: Sequence[str]) -> None:

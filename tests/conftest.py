@@ -35,6 +35,14 @@ def loopback_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket.socket, "connect", guarded)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def own_map_cache(tmp_path_factory: pytest.TempPathFactory):
+    """Compiled maps of tests stay out of the user's cache; processes that tests start inherit the variable."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("LLAVA_IAL_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The real data beside the repository; a test that uses it is skipped, visibly, where it is absent."""

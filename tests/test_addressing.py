@@ -6,13 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from data_gen.addressing import drop_misplaced, leakage_facts
 from data_gen.blocks import BlockSettings, nearest_train_m, split_by_block
 from data_gen.geocode import nearest_streets, vote_streets
+from data_gen.positions import misplaced
 from data_gen.streets import DEFAULT_HIGHWAYS, StreetMap, load_street_map
-from llava_ial.address import Address
 from llava_ial.errors import UserError
-from llava_ial.records import AddressRecord, PhotoRecord
+from llava_ial.splits import straddling
 from tests.grid_town import FRAME, grid_lines, write_streets
 
 BLOCKS = BlockSettings(block_m=200.0, buffer_m=40.0, val_fraction=0.1, test_fraction=0.2, seed=0)
@@ -50,16 +49,10 @@ def test_a_vote_of_one_is_the_nearest_street(street_map: StreetMap) -> None:
 
 
 def test_a_position_written_the_wrong_way_is_named(street_map: StreetMap) -> None:
-    here = PhotoRecord("here", "a.jpg", 48.78, 9.18, None, None, None, "csv")
-    photos = [
-        here,
-        replace(here, image_id="swapped", lat=9.18, lon=48.78),
-        replace(here, image_id="zone", lon=15.18, source="file_name"),
-        replace(here, image_id="far", lon=15.18),
-    ]
-    kept, dropped = drop_misplaced(photos, street_map)
-    assert [photo.image_id for photo in kept] == ["here", "far"]
-    assert [(d.image_id, d.reason) for d in dropped] == [("swapped", "swapped_lat_lon"), ("zone", "wrong_utm_zone")]
+    lat, lon = np.array([48.78, 9.18, 48.78, 48.78, 48.78]), np.array([9.18, 48.78, 15.18, 15.18, 2.0])
+    is_utm = np.array([False, True, True, False, True])
+    reasons = misplaced(lat, lon, is_utm, street_map).tolist()
+    assert reasons == ["", "swapped_lat_lon", "wrong_utm_zone", "", ""]
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -90,14 +83,11 @@ def test_blocks_leave_something_to_train_on() -> None:
     assert split_by_block(np.zeros((1, 2)), ["p"], [False], BLOCKS) == ["train"]
 
 
-def test_leakage_is_measured_and_refused() -> None:
-    photos = [PhotoRecord(f"i{n}", "x", 48.0 + n / 1000, 9.0, None, f"p{n}", None, "csv") for n in range(3)]
-    records = [
-        AddressRecord(p.image_id, "s", Address("A"), split, 0.0, None, False, "m")
-        for p, split in zip(photos, ("train", "test", "test"), strict=True)
-    ]
-    facts = leakage_facts(photos, records, [])
-    assert facts["nearest_train_m"] == pytest.approx({"p1": 111.2, "p2": 222.4}, abs=0.5)
-    assert facts["share_of_test_panoramas_under_25_m"] == 0.0
-    with pytest.raises(UserError, match="stand in two splits"):
-        leakage_facts([photos[0], replace(photos[1], panorama_id="p0")], records[:2], [])
+def test_a_panorama_in_two_splits_is_found() -> None:
+    draw = np.random.default_rng(0)
+    ranks = draw.integers(0, 40, 300).astype(np.uint64)
+    codes = np.where(draw.random(300) < 0.02, 2, ranks % 3).astype(np.int8)
+    naive = {int(r) for r in ranks if len(set(codes[ranks == r].tolist())) > 1}
+    assert set(straddling(ranks, codes).tolist()) == naive
+    assert naive
+    assert not len(straddling(ranks, (ranks % 3).astype(np.int8)))

@@ -150,10 +150,11 @@ def test_killed_at_every_write_and_started_again(
 
 @pytest.mark.slow
 def test_killed_at_random_moments(monkeypatch: pytest.MonkeyPatch, town: dict[str, str], tmp_path: Path) -> None:
+    town = {**town, "rows_a_part": "2", "workers": "1"}  # ten parts: most kills hit one
     _build(monkeypatch, town, tmp_path / "whole")
     command = [sys.executable, "-m", "data_gen.build", *_arguments(town, tmp_path / "killed")]
     draw = random.Random(0)
-    for _ in range(6):
+    for _ in range(12):
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         time.sleep(draw.uniform(0.2, 6.0))
         process.send_signal(signal.SIGKILL)

@@ -1,0 +1,52 @@
+"""The captions of a part: what a model, a table or published annotations say, without the names of the map."""
+
+from data_gen.annotations import import_addresses, parse_sources
+from data_gen.caption import LeakMask, caption_photos, model_captions, read_captions
+from data_gen.gallery import City
+from data_gen.parts import Context, Facts
+from data_gen.positions import read_columns
+from llava_ial.records import (
+    CaptionRecord,
+    GalleryRecord,
+    PhotoRecord,
+    from_table,
+    read_part,
+    read_records,
+    to_table,
+    write_part,
+)
+
+SAID = "said"  # what a model said so far, until the part is written
+
+
+def caption_part(context: Context, part: int) -> Facts:
+    """Writes a part of ``captions/``."""
+    settings = context.settings
+    image_ids = read_columns(context.folder / "addresses", part, ["image_id"])["image_id"].to_pylist()
+    captions, captioner = None, settings.captioner
+    if captioner in ("model", "server"):
+        photos = read_columns(context.folder / "photos", part, ["image_id", "image_path"])
+        path_of = dict(zip(photos["image_id"].to_pylist(), photos["image_path"].to_pylist(), strict=True))
+        files = [settings.image_root / path_of[image_id] for image_id in image_ids]
+        captions = model_captions(settings, image_ids, files, context.work / SAID / f"{part:05d}")
+    elif captioner == "annotation":
+        own = from_table(read_part(context.folder / "photos", PhotoRecord, part), PhotoRecord)
+        captions = import_addresses(own, parse_sources(settings.annotations), City()).captions if own else {}
+    elif captioner == "csv" and settings.captions_file is not None:
+        file, columns = settings.captions_file, (settings.image_id_column, settings.caption_column)
+        captions = read_captions(file, image_ids, *columns)
+    mask = _mask(context)
+    records = caption_photos(image_ids, captions, settings.caption, mask, captioner)
+    write_part(context.folder / "captions", to_table(records, CaptionRecord), part)
+    return {"masked": sum(record.num_masked > 0 for record in records)}
+
+
+def _mask(context: Context) -> LeakMask:
+    gallery = read_records(context.folder / "gallery", GalleryRecord)
+    first = gallery[0].address
+    if context.compiled is not None:
+        names, regions = set(context.compiled.street_map.names), set(context.compiled.street_map.neighbourhoods)
+    else:
+        names = {record.address.street for record in gallery}
+        regions = {record.address.neighbourhood for record in gallery}
+    return LeakMask(sorted(names), [*sorted(regions), first.city, first.region, first.country])
