@@ -1,4 +1,4 @@
-"""The GPU benchmark, tried on the CPU: its count of operations and its report."""
+"""The GPU benchmarks, tried on the CPU: their counts of operations and their reports."""
 
 import json
 import subprocess
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import gpu_stage1
+from benchmarks import gpu_stage1, gpu_stage2
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -34,13 +34,33 @@ def test_it_reports_every_model_and_batch(tmp_path, monkeypatch):
         assert run["images_per_second"] > 0 < run["utilisation"] < 1
 
 
+def test_the_operations_of_a_7b_step_are_four_a_weight_and_token():
+    case = gpu_stage2.Case("7b", 1, False, False, False)
+    tokens = gpu_stage2.shape(case)[1]
+    assert 690 < tokens < 710, "a dialogue of a city"
+    assert gpu_stage2.training_flops(case) == pytest.approx(4 * 6.6e9 * tokens, rel=0.1)
+    alone = gpu_stage2.Case("7b", 1, False, False, True)
+    assert 2.7 < gpu_stage2.training_flops(alone) / gpu_stage2.training_flops(case) < 2.8
+
+
+def test_stage_2_reports_both_ways_and_four_bits(tmp_path, monkeypatch):
+    output = tmp_path / "out.json"
+    given = ["--models", "tiny", "--batch_sizes", "2", "--device=cpu", "--counted_seconds=0", "--peak_tflops=1"]
+    monkeypatch.setattr("sys.argv", ["gpu_stage2.py", *given, "--lora_rank=2", f"--output={output}"])
+    gpu_stage2.main()
+    found = json.loads(output.read_text())
+    assert [(r["is_checkpointed"], r["is_quantized"], r["one_question_a_sequence"]) for r in found["runs"]] == [
+        (False, False, False), (False, False, True), (True, False, False), (True, False, True), (True, True, False),
+    ]  # fmt: skip
+    assert [row["is_checkpointed"] for row in found["ratios"]] == [False, True]
+    for run in found["runs"]:
+        assert run["questions_per_second"] > 0 < run["utilisation"] < 1
+
+
 @pytest.mark.slow
-def test_it_needs_no_library_beyond_the_named_ones():
-    code = (
-        "import sys\n"
-        "for name in ('peft', 'deepspeed', 'gradio', 'datasets', 'osmium', 'shapely', 'bitsandbytes'):\n"
-        "    sys.modules[name] = None\n"
-        "import benchmarks.gpu_stage1\n"
-    )
+@pytest.mark.parametrize(("name", "more"), [("gpu_stage1", ["peft"]), ("gpu_stage2", ["pyarrow", "rapidfuzz"])])
+def test_it_needs_no_library_beyond_the_named_ones(name, more):
+    absent = ["deepspeed", "gradio", "datasets", "osmium", "shapely", "bitsandbytes", *more]
+    code = f"import sys\nfor name in {absent}:\n    sys.modules[name] = None\nimport benchmarks.{name}\n"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-1000:]

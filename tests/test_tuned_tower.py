@@ -11,7 +11,8 @@ from llava_ial.inference import AddressPredictor
 from llava_ial.models.llava import TOWER, LoraSettings, add_adapter, load_base, saved_module, set_features
 from llava_ial.models.llava_folder import load_llava_ial
 from llava_ial.models.tuned_tower import add_tower_lora, plain_state, set_tower_training
-from llava_ial.training.llava_trainer import LlavaTrainer, gathered, optimizer_groups
+from llava_ial.training.llava_groups import optimizer_groups
+from llava_ial.training.llava_trainer import LlavaTrainer, gathered
 from tests.stage2_runs import adapter, assert_same_weights, interrupt, merge_here, train_here
 from tests.test_llava_preview import run_of
 from tests.tiny_models import TinyFolders

@@ -4,7 +4,6 @@ import shutil
 import time
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from operator import itemgetter
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,7 +17,6 @@ from llava_ial.config import save_config
 from llava_ial.data.llava import LlavaCollator
 from llava_ial.errors import UserError
 from llava_ial.manifest import write_json
-from llava_ial.models.llava import PROJECTOR, TOWER
 from llava_ial.models.llava_folder import copy_llava_ial, save_llava_ial
 from llava_ial.models.tuned_tower import (
     load_tower_lora,
@@ -37,6 +35,7 @@ from llava_ial.training.checkpoints import (
 from llava_ial.training.interruption import StopRequest
 from llava_ial.training.llava_callbacks import EarlyEnd, LogFile
 from llava_ial.training.llava_card import format_card
+from llava_ial.training.llava_groups import optimizer_groups
 from llava_ial.training.llava_probe import measure_probe
 from llava_ial.training.llava_run import UNFINISHED, LlavaRun
 from llava_ial.training.llava_settings import resolved
@@ -255,31 +254,6 @@ class LlavaTrainer(Trainer):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
         load_tower_lora(self.model, Path(resume_from_checkpoint))
         set_tower_training(self.model, self._run.settings.tune_vision_tower)
-
-
-def optimizer_groups(
-    model: nn.Module,
-    learning_rate: float,
-    projector_learning_rate: float,
-    tower_learning_rate: float,
-    *,
-    weight_decay: float,
-) -> list[dict[str, Any]]:
-    """Trainable parameters by learning rate and decay, LoRA first, whose rate is the one that is logged.
-
-    Biases and norms are not decayed; no group is empty.
-    """
-    rates = (learning_rate, projector_learning_rate, tower_learning_rate)
-    groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            part = 2 if f".{TOWER}." in name else int(PROJECTOR in name)
-            is_decayed = not name.endswith("bias") and "norm" not in name
-            groups.setdefault((part, is_decayed), []).append(parameter)
-    return [
-        {"params": parameters, "lr": rates[part], "weight_decay": weight_decay if is_decayed else 0.0}
-        for (part, is_decayed), parameters in sorted(groups.items(), key=itemgetter(0))
-    ]
 
 
 def gathered(parameters: Sequence[nn.Parameter]) -> AbstractContextManager[Any]:
