@@ -63,7 +63,13 @@ class AddressPredictor(Locator):
 
     @classmethod
     def from_pretrained(
-        cls, folder: Path, *, base: str | None = None, device: str = "cpu", dtype: torch.dtype | None = None
+        cls,
+        folder: Path,
+        *,
+        base: str | None = None,
+        device: str = "cpu",
+        dtype: torch.dtype | None = None,
+        quantize: str = "none",
     ) -> "AddressPredictor":
         """Opens the output of stage 1 (``locate`` alone), of stage 2, or of ``train.merge``.
 
@@ -73,6 +79,7 @@ class AddressPredictor(Locator):
             device: ``cpu``, ``cuda``, ``cuda:1`` ...
             dtype: Of LLaVA's weights; float32 on the CPU and bfloat16 elsewhere by default. The encoder is always
                 float32: its cosines are close to each other.
+            quantize: ``nf4`` or ``int8`` hold the language model at four or eight bits; answers may change with it.
 
         Raises:
             UserError: No finished folder, or one whose parts do not belong together.
@@ -90,8 +97,8 @@ class AddressPredictor(Locator):
                 )
         dtype = dtype or choose_dtype(device)
         if manifest["kind"] == MERGED_KIND:
-            return cls(encoder, load_merged(folder, device=device, dtype=dtype))
-        return cls(encoder, load_llava_ial(folder, base=base, device=device, dtype=dtype))
+            return cls(encoder, load_merged(folder, device=device, dtype=dtype, quantize=quantize))
+        return cls(encoder, load_llava_ial(folder, base=base, device=device, dtype=dtype, quantize=quantize))
 
     @property
     def can_answer(self) -> bool:

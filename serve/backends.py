@@ -70,7 +70,10 @@ def open_backend(config: EvaluateConfig) -> Backend:
     if not is_own_folder(config):
         return Backend(_asks(ImageTextModel(name, device=device, dtype=dtype), config))
     return as_backend(
-        AddressPredictor.from_pretrained(Path(name), base=config.base, device=device, dtype=dtype), config
+        AddressPredictor.from_pretrained(
+            Path(name), base=config.base, device=device, dtype=dtype, quantize=config.quantize
+        ),
+        config,
     )
 
 
@@ -81,7 +84,9 @@ def as_backend(predictor: AddressPredictor, config: EvaluateConfig) -> Backend:
         if config.answers == FREE:
             ask = _asks(predictor, config)
         else:
-            ask = ClosedAnswers(predictor, config.answers, max_new_tokens=config.max_new_tokens)
+            ask = ClosedAnswers(
+                predictor, config.answers, batch_size=config.batch_size, max_new_tokens=config.max_new_tokens
+            )
     return Backend(ask, predictor.probabilities, predictor)
 
 

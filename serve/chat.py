@@ -33,6 +33,7 @@ from llava_ial.conversation import user_question
 from llava_ial.errors import UserError, run_command
 from llava_ial.inference import AddressPredictor, choose_device
 from llava_ial.manifest import MANIFEST
+from llava_ial.models.quantized import QUANTIZATIONS
 from llava_ial.street_map import pan_and_zoom_script
 from serve import texts
 from serve.api import add_probes
@@ -64,6 +65,12 @@ class ChatConfig:
     dtype: str = field(
         default="auto",
         metadata={"help": f"of LLaVA's weights: {', '.join(DTYPES)}"},
+    )
+    quantize: str = field(
+        default="none",
+        metadata={
+            "help": "hold the language model at four bits, 'nf4', or at eight, 'int8'; answers may change with it"
+        },
     )
     examples: Path | None = field(
         default=None,
@@ -117,6 +124,8 @@ def refuse_bad_settings(config: ChatConfig) -> None:
     """
     if config.dtype not in DTYPES:
         raise UserError(f"--dtype {config.dtype}: one of {', '.join(DTYPES)}")
+    if config.quantize not in QUANTIZATIONS:
+        raise UserError(f"--quantize {config.quantize}: one of {', '.join(QUANTIZATIONS)}")
     if config.time_limit_s <= 0 or config.max_waiting < 1:
         raise UserError("--time_limit_s must be above 0 and --max_waiting at least 1")
     if config.tiles and not (config.tiles.startswith("https://") and all(f"{{{k}}}" in config.tiles for k in "zxy")):
@@ -152,7 +161,11 @@ def load_predictor(config: ChatConfig) -> AddressPredictor:
         raise UserError(f"no --model given and {folder} does not exist; run `make demo` first, or name a model")
     transformers_logging.disable_progress_bar()
     predictor = AddressPredictor.from_pretrained(
-        folder, base=config.base, device=choose_device(config.device), dtype=DTYPES[config.dtype]
+        folder,
+        base=config.base,
+        device=choose_device(config.device),
+        dtype=DTYPES[config.dtype],
+        quantize=config.quantize,
     )
     if not predictor.can_answer:
         raise UserError(f"--model {folder} is a folder of stage 1, which does not talk; name one of stage 2")

@@ -11,6 +11,7 @@ from llava_ial.errors import UserError
 from llava_ial.evaluation.questions import SCORED_TASKS
 from llava_ial.inference import MAX_NEW_TOKENS, choose_device, choose_dtype
 from llava_ial.manifest import BUILDING, MANIFEST, config_hash, file_hash
+from llava_ial.models.quantized import QUANTIZATIONS
 from serve.closed_answers import FREE, MODES
 from serve.completions import KEY_VARIABLE, ServerSettings
 from serve.examples import find_photos
@@ -89,6 +90,10 @@ class EvaluateConfig:
     image_root: Path | None = field(default=None, metadata={"help": "where the photos are now, if they were moved"})
     base: str | None = field(default=None, metadata={"help": "where the model's base is now, if it was moved"})
     device: str = field(default="auto", metadata={"help": "cpu, cuda, cuda:1 ...; auto takes a GPU where there is one"})
+    quantize: str = field(
+        default="none",
+        metadata={"help": "hold the language model of a folder of stage 2 at four bits, 'nf4', or at eight, 'int8'"},
+    )
     dtype: str = field(default="auto", metadata={"help": f"of the weights: {', '.join(DTYPES)}"})
 
 
@@ -114,6 +119,10 @@ def refuse_impossible(config: EvaluateConfig) -> None:
     for name in ("batch_size", "max_new_tokens", "concurrency"):
         if getattr(config, name) < 1:
             raise UserError(f"--{name} {getattr(config, name)}: at least 1")
+    if config.quantize not in QUANTIZATIONS:
+        raise UserError(f"--quantize '{config.quantize}' is unknown; allowed: {', '.join(QUANTIZATIONS)}")
+    if config.quantize != "none" and not is_own_folder(config):
+        raise UserError(f"--quantize {config.quantize} is for a folder of stage 2")
     if config.dtype not in DTYPES:
         raise UserError(f"--dtype '{config.dtype}' is unknown; allowed: {', '.join(DTYPES)}")
 
@@ -138,6 +147,7 @@ def identity_of(config: EvaluateConfig, dataset: IALDataset) -> tuple[dict[str, 
         "max_new_tokens",
         "seed",
         "baselines",
+        "quantize",
         "photos_in_report",
     )
     # What "auto" comes to: half of the answers in one type and half in another would be no evaluation.

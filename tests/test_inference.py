@@ -16,7 +16,9 @@ from llava_ial.errors import UserError
 from llava_ial.inference import AddressPredictor
 from llava_ial.models.greedy import encode_prefixes, greedy_tokens, image_features, split_prompt
 from llava_ial.models.llava_folder import load_llava_ial
+from llava_ial.models.quantized import refuse_quantized_elsewhere
 from llava_ial.prompts import PUBLISHED_QUESTION
+from tests.stage2_runs import merge_here
 from tests.tiny_models import TinyFolders
 
 QUESTIONS = ("Where was this taken?", "Which street is this, and between which two others does the place lie?", "City?")
@@ -266,3 +268,15 @@ def test_any_texts_can_be_candidates_and_the_gallerys_own_give_the_same_shares(t
     assert sum(share for _, share in streets) == pytest.approx(1)
     with pytest.raises(UserError, match="none to choose from"):
         predictor.locate_among(photo, [])
+
+
+@pytest.mark.parametrize("how", ["nf4", "int8"])
+def test_a_model_at_few_bits_answers_with_its_adapter_beside_it(tiny_folders, tmp_path, dataset, how) -> None:
+    """Only the language model is smaller: tower and projector stay as they were trained, and most words with them."""
+    merged = merge_here(tiny_folders.llava, tmp_path / "merged", device="cpu")
+    for folder in (tiny_folders.llava, merged):
+        few = AddressPredictor.from_pretrained(folder, quantize=how)
+        refuse_quantized_elsewhere(few._require_llava().model)
+        record = dataset.conversations("train")[0]
+        answer = few.answer(record.messages[:1], dataset.image_file(record.image_path))
+        assert answer.text.startswith("The address of this photo might be ")

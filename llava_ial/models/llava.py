@@ -45,7 +45,7 @@ class LoraSettings:
 
 
 def load_base(
-    base: str, *, dtype: torch.dtype = torch.float32, quantization: Any = None
+    base: str, *, dtype: torch.dtype = torch.float32, quantization: Any = None, device: str | None = None
 ) -> LlavaForConditionalGeneration:
     """A LLaVA by name or folder.
 
@@ -53,6 +53,7 @@ def load_base(
         base: Name or folder.
         dtype: Of the weights.
         quantization: Of ``quantized.quantization_config``.
+        device: Where quantised weights go at once: not all of them can be moved later.
 
     Raises:
         UserError: Nothing there, another kind of model, or weights missing (they would be random without a word).
@@ -67,7 +68,11 @@ def load_base(
         if kind != "llava":
             raise UserError(f"base '{base}' is a {kind}; expected a llava, such as llava-hf/llava-1.5-7b-hf")
         model, info = LlavaForConditionalGeneration.from_pretrained(
-            base, dtype=dtype, quantization_config=quantization, output_loading_info=True
+            base,
+            dtype=dtype,
+            quantization_config=quantization,
+            device_map={"": device} if device else None,
+            output_loading_info=True,
         )
     except UserError:
         raise

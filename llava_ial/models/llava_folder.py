@@ -35,6 +35,7 @@ from llava_ial.manifest import (
 )
 from llava_ial.models.identity import hash_tensors, tower_hash
 from llava_ial.models.llava import PROJECTOR, TOWER, load_base, saved_module, set_features
+from llava_ial.models.quantized import quantization_config
 from llava_ial.models.tuned_tower import named_as_plain
 
 KIND = "llava_ial"
@@ -179,6 +180,7 @@ def load_llava_ial(
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
     merge: bool = True,
+    quantize: str = "none",
 ) -> LoadedLlava:
     """Opens a LLaVA-IAL folder and verifies every part against the manifest.
 
@@ -188,6 +190,7 @@ def load_llava_ial(
         device: For the model.
         dtype: Of the weights.
         merge: Add LoRA to the weights in memory, which answers faster; else it stays beside them.
+        quantize: ``nf4`` or ``int8`` hold the language model at four or eight bits, with LoRA beside it.
 
     Raises:
         UserError: A part is missing or is not the one that was trained.
@@ -199,7 +202,8 @@ def load_llava_ial(
     verify_part(folder, "base model", base_hash(where), manifest["base_hash"])
     verify_part(folder, "prompt template", chat_template_hash(), manifest["chat_template_hash"])
     verify_part(folder, "adapter", file_hash(folder / _ADAPTER), manifest["adapter_hash"])
-    llava = load_base(where, dtype=dtype)
+    quantization = quantization_config(quantize, dtype)
+    llava = load_base(where, dtype=dtype, quantization=quantization, device=device if quantization else None)
     count = set_features(llava, manifest["vision_feature_layer"], manifest["vision_feature_select_strategy"])
     adapted = PeftModel.from_pretrained(llava, folder)
     expected_tower = manifest.get("tuned_tower_hash", manifest["tower_hash"])
@@ -207,7 +211,8 @@ def load_llava_ial(
     verify_part(
         folder, "projector", hash_tensors(saved_module(adapted, PROJECTOR).state_dict()), manifest["projector_hash"]
     )
-    model = (adapted.merge_and_unload() if merge else adapted.get_base_model()).to(device).eval()
+    model = adapted.merge_and_unload() if merge and not quantization else adapted.get_base_model()
+    model = (model if quantization else model.to(device)).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
     return LoadedLlava(model, tokenizer, image_processor, count, manifest)

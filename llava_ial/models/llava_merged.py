@@ -16,6 +16,7 @@ from llava_ial.models.identity import tower_hash
 from llava_ial.models.llava import TOWER, load_base
 from llava_ial.models.llava_folder import ADDRESS_CLIP, LoadedLlava, base_hash, save_processor, verify_part
 from llava_ial.models.llava_folder import KIND as LLAVA_IAL_KIND
+from llava_ial.models.quantized import quantization_config
 
 KIND = "llava_ial_merged"
 # Largest difference of the logits, as a share of the largest logit: rounding of weights to 24, 11 and 8 bits.
@@ -76,12 +77,20 @@ def publish_merged(folder: Path, source: Path, config: dict[str, object], agreem
     )
 
 
-def open_merged(folder: Path, dtype: torch.dtype) -> LlavaForConditionalGeneration:
+def open_merged(
+    folder: Path, dtype: torch.dtype, *, device: str = "cpu", quantize: str = "none"
+) -> LlavaForConditionalGeneration:
     """The model in a folder that may not be published yet."""
-    return load_base(str(folder.resolve()), dtype=dtype)
+    quantization = quantization_config(quantize, dtype)
+    where = str(folder.resolve())
+    if quantization:
+        return load_base(where, dtype=dtype, quantization=quantization, device=device)
+    return load_base(where, dtype=dtype).to(device)
 
 
-def load_merged(folder: Path, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> LoadedLlava:
+def load_merged(
+    folder: Path, *, device: str = "cpu", dtype: torch.dtype = torch.float32, quantize: str = "none"
+) -> LoadedLlava:
     """Opens a merged folder and verifies it against its manifest.
 
     Raises:
@@ -90,7 +99,7 @@ def load_merged(folder: Path, *, device: str = "cpu", dtype: torch.dtype = torch
     manifest = read_manifest(folder, KIND)
     verify_part(folder, "model", base_hash(str(folder)), manifest["weights_hash"])
     verify_part(folder, "prompt template", chat_template_hash(), manifest["chat_template_hash"])
-    model = open_merged(folder, dtype).to(device).eval()
+    model = open_merged(folder, dtype, device=device, quantize=quantize).eval()
     return LoadedLlava(
         model,
         AutoTokenizer.from_pretrained(folder),
