@@ -84,7 +84,7 @@ class BenchmarkConfig:
 
     shapes: list[str] = field(default_factory=lambda: ["toy", "576"], metadata={"help": f"of {', '.join(SHAPES)}"})
     questions: list[int] = field(default_factory=lambda: [1, 4, 12], metadata={"help": "questions a photo"})
-    photos: int = field(default=6, metadata={"help": "photos a measurement"})
+    photos: int = field(default=4, metadata={"help": "photos a measurement"})
     new_tokens: int = field(default=24, metadata={"help": "tokens of every answer"})
     batch_size: int = field(default=32, metadata={"help": "questions at a time, of 'batched' and of 'ours'"})
     repeats: int = field(default=2, metadata={"help": "measurements of each; the fastest counts"})

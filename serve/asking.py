@@ -1,8 +1,11 @@
 """The questions of a split put to a model, with their own photos and, as a control, with others."""
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+from PIL import Image
 
 from llava_ial.address import Address
 from llava_ial.conversation import Message, user_question
@@ -21,6 +24,7 @@ from llava_ial.evaluation.places import Places
 from llava_ial.evaluation.questions import Question, QuestionList, with_shuffled_photos
 from llava_ial.gazetteer import Gazetteer
 from llava_ial.geo import GeoPoint
+from llava_ial.inference import Answer
 from llava_ial.prompts import STREET, WHERE
 from llava_ial.records import PredictionRecord
 from serve.evaluate_settings import EvaluateConfig
@@ -82,6 +86,19 @@ class Asking:
         for image_id, file in elsewhere.items():
             self._truths[image_id], self._image_file[image_id] = Truth(_NOWHERE, image_id), file
         self._places = places
+        self.num_asked, self.seconds = 0, 0.0
+
+    def timed(self, ask: Ask) -> Ask:
+        """The same, counting in ``num_asked`` and ``seconds`` what this process has asked and how long that took."""
+
+        def timed(questions: Sequence[Question], photos: Sequence[Image.Image]) -> Sequence[Answer | Failure]:
+            started = time.perf_counter()
+            found = ask(questions, photos)
+            self.seconds += time.perf_counter() - started
+            self.num_asked += len(questions)
+            return found
+
+        return timed
 
     def answers(self, ask: Ask, questions: QuestionList) -> AnswerSet:
         """All questions with their own photos."""

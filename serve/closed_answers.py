@@ -20,13 +20,14 @@ class ClosedAnswers:
     Args:
         predictor: A model that can answer.
         mode: ``ranked`` or ``constrained``.
+        batch_size: Free answers at a time.
         max_new_tokens: Most tokens of a free answer.
     """
 
-    def __init__(self, predictor: AddressPredictor, mode: str, *, max_new_tokens: int) -> None:
+    def __init__(self, predictor: AddressPredictor, mode: str, *, batch_size: int, max_new_tokens: int) -> None:
         self._predictor = predictor
         self._mode = mode
-        self._max_new_tokens = max_new_tokens
+        self._batch_size, self._max_new_tokens = batch_size, max_new_tokens
         addresses = [record.address for record in predictor.gallery]
         is_known = {
             WHERE: lambda address: True,
@@ -56,7 +57,10 @@ class ClosedAnswers:
             first = found.walked if self._mode == CONSTRAINED else None
             answers[i] = _as_answer(choices, log_probabilities.exp(), first)
         spoken = self._predictor.answer_batch(
-            [questions[i].messages for i in rest], [photos[i] for i in rest], max_new_tokens=self._max_new_tokens
+            [questions[i].messages for i in rest],
+            [photos[i] for i in rest],
+            batch_size=self._batch_size,
+            max_new_tokens=self._max_new_tokens,
         )
         answers.update(zip(rest, spoken, strict=True))
         return [answers[i] for i in range(len(questions))]

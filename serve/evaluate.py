@@ -119,10 +119,12 @@ def _measure(
     if given:
         results.add_answers(questions, asking.keep(questions, given), None, 0)
     elif backend.ask:
-        answers = asking.answers(backend.ask, questions)
-        results.add_answers(questions, answers, *asking.control(backend.ask, questions))
-        if dialogues := asking.dialogues(backend.ask, questions, answers):
+        ask = asking.timed(backend.ask)
+        answers = asking.answers(ask, questions)
+        results.add_answers(questions, answers, *asking.control(ask, questions))
+        if dialogues := asking.dialogues(ask, questions, answers):
             results.add_dialogues(dialogues)
+        results.num_asked, results.answering_s = asking.num_asked, asking.seconds
 
 
 def _repeat(config: EvaluateConfig) -> dict[str, Any]:
@@ -147,8 +149,11 @@ def _publish(
     write_text(config.output / REPORT, results.report(title, has_photos=config.photos_in_report))
     run = {"seconds": round(time.time() - started, 1), "batch_size": config.batch_size, "device": config.device}
     run |= {"num_answers": results.num_answers, **results.billed(config.price_in, config.price_out)}
+    run |= results.speed()
     write_json(config.output / "run.json", run)
     print(f"\n{summary}")
+    if results.num_asked:
+        print(f"{results.num_asked} questions answered in {run['answering_s']} s, {run['answers_per_s']} a second")
     if results.num_failed:
         mend = "complete the file" if config.predictions else "the same command asks them again"
         raise UserError(

@@ -51,6 +51,7 @@ class Results:
         self.control: AnswerSet | None = None
         self.dialogues: AnswerSet | None = None
         self.metrics: dict[str, Any] = {"split": split, "num_photos": len(samples)}
+        self.num_asked, self.answering_s = 0, 0.0
         self._seed = seed
         self._agreement: dict[str, Rate] = {}
         self._image_path = {sample.photo.image_id: sample.photo.image_path for sample in samples}
@@ -165,6 +166,13 @@ class Results:
         if self.answers:
             files[ANSWERS] = answers_csv(self.answers.predictions, self.answers.scored)
         return files
+
+    def speed(self) -> dict[str, float]:
+        """How fast this process was answered, in this run; nothing if it asked nothing."""
+        if not self.num_asked:
+            return {}
+        rate = self.num_asked / max(self.answering_s, 1e-9)
+        return {"num_asked": self.num_asked, "answering_s": round(self.answering_s, 2), "answers_per_s": round(rate, 2)}
 
     def billed(self, price_in: float, price_out: float) -> dict[str, float]:
         """Tokens that a server has counted, and what they cost at prices per million; nothing if none were counted."""

@@ -103,6 +103,9 @@ def test_an_evaluation_with_a_closed_list(tiny_folders, tmp_path, mode) -> None:
     assert rates["nonexistent_address_rate"]["value"] == rates["unparsed_rate"]["value"] == 0.0
     assert metrics["answer_reliability"]["expected_error"] < 0.2
     assert metrics["dialogues"]["rates"]["neighbourhood_question_accuracy"]["value"] == 1.0
+    run = json.loads((config.output / "run.json").read_text())
+    assert run["num_asked"] == 24  # eight alone, eight with shuffled photos, eight in their dialogues
+    assert run["answers_per_s"] == pytest.approx(24 / run["answering_s"], rel=0.02)
     shuffled = [json.loads(line) for line in (config.output / "predictions_shuffled.jsonl").read_text().splitlines()]
     for row in shuffled:
         assert row["answer"] == row["candidates"][0]
