@@ -78,9 +78,9 @@ def main() -> None:
     write_json(settings.output, facts)
 
 
-def draw_positions(street_map: StreetMap, count: int) -> np.ndarray:
+def draw_positions(street_map: StreetMap, count: int, seed: int = 0) -> np.ndarray:
     """Positions ``(count, 2)`` along the streets by length, each off by the error of a phone."""
-    draw = np.random.default_rng(0)
+    draw = np.random.default_rng(seed)
     lengths = shapely.length(street_map.lines)
     lines = street_map.lines[draw.choice(len(lengths), count, p=lengths / lengths.sum())]
     points = shapely.line_interpolate_point(lines, draw.random(count), normalized=True)

@@ -26,6 +26,7 @@ from data_gen.caption_steps import SAID, caption_part
 from data_gen.conversations import NUM_SHOWN, cap_photos, numbers_of_splits, talk_part, write_llava_json
 from data_gen.data_card import data_card
 from data_gen.gallery import City
+from data_gen.house_numbers import number_part
 from data_gen.parts import WORK, Context, Facts, Steps
 from data_gen.photo_steps import check_part, gather_photos, list_photos
 from data_gen.positions import num_parts, read_columns
@@ -93,6 +94,8 @@ def _run(steps: Steps, context: Context) -> None:
     steps.each("geocode", geocode_part)
     steps.once("addresses", _import_photos if context.settings.streets is None else locate_photos)
     steps.once("caps", cap_photos)
+    if context.houses.numbers:
+        steps.each("house_numbers", number_part)
     steps.each("captions", caption_part)
     steps.each("conversations", talk_part)
     steps.once("summary", lambda context: _summarise(context, steps))

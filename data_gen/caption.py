@@ -6,6 +6,7 @@ The captions train the encoder beside the addresses; a caption that names the st
 import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 
 from tqdm import tqdm
@@ -207,8 +208,9 @@ def caption_photos(
         captioner: Where a photo's own caption is from.
     """
     records = []
+    masked = lru_cache(maxsize=64)(mask.apply)  # the constant caption, and what a captioner says of every second street
     for image_id in image_ids:
         own = (captions or {}).get(image_id)
-        text, num_masked = mask.apply(own or constant)
+        text, num_masked = masked(own or constant)
         records.append(CaptionRecord(image_id, text, captioner if own else "constant", num_masked))
     return records

@@ -5,6 +5,7 @@ an order that changes from photo to photo, so that every kind opens a dialogue s
 earlier turn of its dialogue already holds is marked: an evaluation may leave it out.
 """
 
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -168,9 +169,13 @@ def _dialogues(
     """
     seed = settings.seed
     kinds = [_Question(task) for task in (STREET, BETWEEN, NEIGHBOURHOOD, CITY) if task in known]
-    wrong = [street for street in streets if street != address.street]
-    if wrong:
-        kinds += [_Question(YES_NO, address.street), _Question(YES_NO, choose(wrong, seed, image_id, "wrong street"))]
+    own = bisect_left(streets, address.street)
+    has_own = own < len(streets) and streets[own] == address.street
+    if num_wrong := len(streets) - has_own:
+        # One of the others, without a list of them for every photo.
+        chosen = stable_number(seed, image_id, "wrong street") % num_wrong
+        wrong = streets[chosen + (has_own and chosen >= own)]
+        kinds += [_Question(YES_NO, address.street), _Question(YES_NO, wrong)]
     mixed = sorted(kinds, key=lambda q: stable_number(seed, image_id, q.task, q.asked))
     shares = [mixed[number :: settings.num_dialogues] for number in range(settings.num_dialogues)]
     # The shortest share follows the open question, which already makes its dialogue one longer.

@@ -13,6 +13,11 @@ import shapely
 from data_gen.nearby import group_within
 from data_gen.streets import StreetMap
 
+_DIRECTIONS = frozenset(
+    {"north", "south", "east", "west", "northeast", "northwest", "southeast", "southwest"}
+    | {"n", "s", "e", "w", "ne", "nw", "se", "sw"}
+)
+
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 
@@ -108,10 +113,32 @@ def build_street_graph(
     crossing: list[dict[int, int]] = [{} for _ in numbers]
     for block, is_end, touch in marks:
         other = int(street_map.street[touches.other[touch]])
-        if other != street:
+        if other != street and not is_continuation(street_map.names[other], street_map.names[street]):
             found = crossing[nodes[2 * block + is_end]]
             found[other] = min(found.get(other, 99), int(street_map.rank[touches.other[touch]]))
     return StreetGraph(street, tips[numbers], crossing, blocks, nodes.reshape(-1, 2), labels)
+
+
+def is_continuation(first: str, second: str) -> bool:
+    """True for two names of one street that differ in a direction alone: where they meet, it goes on.
+
+    What is left without the direction must be a name: "North Avenue" and "South Avenue" are two streets.
+
+    Example:
+        >>> is_continuation("North 2nd Street", "South 2nd Street"), is_continuation("2nd Street", "E 2nd Street")
+        (True, True)
+        >>> is_continuation("North Avenue", "South Avenue"), is_continuation("2nd Street", "2nd Avenue")
+        (False, False)
+    """
+    bases = {_without_direction(first), _without_direction(second)}
+    return len(bases) == 1 and len(next(iter(bases))) > 1
+
+
+def _without_direction(name: str) -> tuple[str, ...]:
+    words = tuple(word.rstrip(".").lower() for word in name.split())
+    if words[:1] and words[0] in _DIRECTIONS:
+        return words[1:]
+    return words[:-1] if words[-1:] and words[-1] in _DIRECTIONS else words
 
 
 def split_by_neighbourhood(

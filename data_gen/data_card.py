@@ -18,7 +18,7 @@ _OTHER_MAP = "Street names and geometry: as the map that was given; state its li
 _IMPORTED = "Addresses and captions: as published with the annotation files; their licence applies."
 # datasets calls the second split so; the files keep the project's name.
 _HUB_SPLIT = {"train": "train", "val": "validation", "test": "test"}
-_TABLES = ("photos", "addresses", "captions", "gallery", "dropped")
+_TABLES = ("photos", "addresses", "captions", "gallery", "house_numbers", "dropped")
 
 
 def data_card(

@@ -21,20 +21,22 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import shapely
 
+from data_gen.houses import Houses, load_houses
 from data_gen.streets import StreetMap, load_city_name, load_street_map
 from llava_ial.geo import GeoPoint, LocalFrame
 from llava_ial.manifest import file_hash, write_json
 
-_FORM = 1  # of the tables: another number, and every map is compiled anew
+_FORM = 2  # of the tables: another number, and every map is compiled anew
 _FACTS = "map.json"
 
 
 @dataclass(frozen=True)
 class CompiledMap:
-    """A map with the city that its extract names, "" for none."""
+    """A map with the city that its extract names, "" for none, and its numbered houses."""
 
     street_map: StreetMap
     city_name: str
+    houses: Houses
 
 
 def load_compiled_map(
@@ -53,7 +55,8 @@ def load_compiled_map(
     if (folder / _FACTS).is_file():
         return _read(folder)
     street_map = load_street_map(streets, highways, neighbourhoods)
-    compiled = CompiledMap(street_map, load_city_name(streets, street_map.frame.origin))
+    city = load_city_name(streets, street_map.frame.origin)
+    compiled = CompiledMap(street_map, city, load_houses(streets, street_map.names, street_map.frame))
     _write(compiled, folder)
     return compiled
 
@@ -83,6 +86,14 @@ def _write(compiled: CompiledMap, folder: Path) -> None:
     )
     areas = shapely.to_wkb(street_map.polygons).tolist()
     _save(made / "areas.parquet", name=pa.array(street_map.neighbourhoods, pa.string()), geometry=areas)
+    houses = compiled.houses
+    _save(
+        made / "houses.parquet",
+        x_m=houses.xy_m[:, 0],
+        y_m=houses.xy_m[:, 1],
+        street=houses.street,
+        number=pa.array(houses.numbers, pa.string()),
+    )
     origin = street_map.frame.origin
     facts = {
         "origin": [origin.lat, origin.lon],
@@ -117,7 +128,10 @@ def _read(folder: Path) -> CompiledMap:
         bounds=(south, west, north, east),
         neighbourhood_source=facts["neighbourhood_source"],
     )
-    return CompiledMap(street_map, facts["city_name"])
+    houses = pq.read_table(folder / "houses.parquet")
+    xy_m = np.stack([houses["x_m"].to_numpy(), houses["y_m"].to_numpy()], axis=1)
+    numbered = Houses(xy_m, houses["street"].to_numpy(), houses["number"].to_pylist())
+    return CompiledMap(street_map, facts["city_name"], numbered)
 
 
 def _geometries(table: pa.Table) -> npt.NDArray[np.object_]:

@@ -17,8 +17,10 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
+from data_gen.houses import Houses
 from data_gen.map_cache import CompiledMap, load_compiled_map
 from data_gen.run_options import RunOptions, Share
 from data_gen.settings import BuildSettings
@@ -52,6 +54,13 @@ class Context:
         if self.compiled is None:
             raise ValueError("this build imports its addresses: it has no map")
         return self.compiled.street_map
+
+    @property
+    def houses(self) -> Houses:
+        """The numbered houses of a build that has a map and wants them; none otherwise."""
+        if self.compiled is None or not self.settings.house_number_m:
+            return Houses(np.zeros((0, 2)), np.zeros(0, dtype=np.int64), [])
+        return self.compiled.houses
 
     @property
     def compiled(self) -> CompiledMap | None:

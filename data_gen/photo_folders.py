@@ -1,5 +1,6 @@
 """Photo folders of known layouts: place recognition file names, Pitts250k with its UTM table, Mapillary downloads."""
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -8,7 +9,8 @@ from typing import Any
 
 from data_gen.photo_check import PHOTO_SUFFIXES, STEP, PhotoTable, check_photos, list_files, list_photo_files
 from data_gen.photo_names import UtmZone, parse_photo_name, pitts_panorama
-from data_gen.tables import load_json, parse_number, read_csv_rows
+from data_gen.tables import load_json, parse_number
+from data_gen.utm_tables import read_utm_table
 from llava_ial.errors import UserError
 from llava_ial.geo import GeoPoint
 from llava_ial.records import DroppedRecord, PhotoRecord
@@ -63,45 +65,55 @@ def read_pitts250k(
     require_images: bool = True,
     workers: int = 1,
 ) -> PhotoTable:
-    """Pitts250k as published: ``000/000829_pitch1_yaw1.jpg``, and positions in a table without image names.
+    """Pitts250k as published: ``000/000829_pitch1_yaw1.jpg``, and positions in a table.
 
     Args:
-        image_root: Holds the folders ``000`` to ``010``.
-        utm_table: CSV; row p is panorama p, or row i is image i, of panorama ``i // 24``.
+        image_root: Holds the folders ``000`` to ``010``, and perhaps ``queries_real``.
+        utm_table: CSV or MATLAB file; row p is panorama p, or row i is image i, of panorama ``i // 24``. A structure of
+            image names and positions, as place recognition publishes it, places queries too.
         zone: Of the table's metres: 17 north.
-        east, north: Columns of the table.
+        east, north: Columns of a CSV table.
         require_images: False leaves the photos unopened.
         workers: Processes that check whether the photos decode.
 
     Raises:
         UserError: The table has neither a row for each panorama nor for each crop.
     """
-    positions = [(row[east], row[north]) for row in read_csv_rows(utm_table, (east, north))]
+    table = read_utm_table(utm_table, east, north)
     files = list_photo_files(image_root)
     numbers = [pitts_panorama(file.name) for file in files]
     is_query = [any(part.startswith("queries") for part in f.relative_to(image_root).parts) for f in files]
     own = [int(number) for number, other in zip(numbers, is_query, strict=True) if number and not other]
     last = max(own, default=-1)
-    per_panorama = _CROPS if len(positions) >= _CROPS * (last + 1) else 1
-    if last >= len(positions):
-        raise UserError(f"photos_csv: {utm_table} has {len(positions)} rows, but the photos go up to panorama {last}")
+    per_panorama = _CROPS if len(table.rows) >= _CROPS * (last + 1) else 1
+    if last >= len(table.rows) and not table.by_name:
+        raise UserError(f"photos_csv: {utm_table} has {len(table.rows)} rows, but the photos go up to panorama {last}")
     photos: list[PhotoRecord] = []
     dropped: list[DroppedRecord] = []
     for file, number, other in zip(files, numbers, is_query, strict=True):
         path = file.relative_to(image_root).as_posix()
-        if other:  # captured apart and numbered from zero again: the table does not speak of them
-            dropped.append(DroppedRecord(path, STEP, "no_position"))
-            continue
         if number is None:
             dropped.append(DroppedRecord(path, STEP, "not_a_pitts250k_name"))
             continue
-        east_m, north_m = (parse_number(text) for text in positions[int(number) * per_panorama])
-        point = zone.to_point(east_m, north_m) if east_m is not None and north_m is not None else None
+        if table.by_name:
+            metres = table.by_name.get((_below(path), other))
+        else:  # queries were captured apart and are numbered from zero again: rows do not speak of them
+            metres = None if other else table.rows[int(number) * per_panorama]
+        if metres is None:
+            dropped.append(DroppedRecord(path, STEP, "no_position"))
+            continue
+        point = zone.to_point(*metres) if all(map(math.isfinite, metres)) else None
         if point is None or not point.is_valid():
             dropped.append(DroppedRecord(path, STEP, "bad_position"))
             continue
-        photos.append(PhotoRecord(path, path, point.lat, point.lon, None, number, None, "pitts250k"))
+        panorama = pitts_panorama(path) if other else number
+        photos.append(PhotoRecord(path, path, point.lat, point.lon, None, panorama, None, "pitts250k"))
     return _checked(photos, dropped, image_root, require_images, workers)
+
+
+def _below(path: str) -> str:
+    """The last folder and the name: what is above differs from copy to copy."""
+    return "/".join(PurePosixPath(path).parts[-2:])
 
 
 def read_mapillary(image_root: Path, *, require_images: bool = True, workers: int = 1) -> PhotoTable:

@@ -63,10 +63,10 @@ def list_photos(context: Context) -> Facts:
 
 def check_part(context: Context, part: int) -> Facts:
     """Opens the photos of a part; keeps why one cannot be used and the hashes by which doubles are found."""
-    settings = context.settings
-    photos = from_table(read_part(context.work / "listed", PhotoRecord, part), PhotoRecord)
-    reasons, digests = [""] * len(photos), [0] * len(photos)
+    settings, table = context.settings, read_part(context.work / "listed", PhotoRecord, part)
+    reasons, digests = [""] * len(table), [0] * len(table)
     if settings.require_images or settings.photo_source == EXIF:
+        photos = from_table(table, PhotoRecord)
         reports = read_files([settings.image_root / p.image_path for p in photos], "checking photos", context.workers)
         for i, report in enumerate(reports):
             reasons[i], digests[i] = report.reason, int.from_bytes(report.digest[:8], "big")
@@ -76,10 +76,10 @@ def check_part(context: Context, part: int) -> Facts:
                     reasons[i] = found.reason
                 else:
                     photos[i] = found
-    table = to_table(photos, PhotoRecord)
+        table = to_table(photos, PhotoRecord)
     table = table.append_column("reason", pa.array(reasons, pa.string()))
     table = table.append_column("digest", pa.array(digests, pa.uint64()))
-    names = [hashlib.blake2b(photo.image_id.encode(), digest_size=8).digest() for photo in photos]
+    names = [hashlib.blake2b(name.encode(), digest_size=8).digest() for name in table["image_id"].to_pylist()]
     table = table.append_column("name_key", pa.array([int.from_bytes(n, "big") for n in names], pa.uint64()))
     write_part(context.work / "checked", table, part)
     return {}

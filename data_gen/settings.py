@@ -109,6 +109,10 @@ class BuildSettings(CaptionModelSettings, ServiceSettings):
         default=None, metadata=_help("table of captions, joined by image_id_column; default: photos_csv")
     )
     caption_column: str = field(default="caption", metadata=_help("column of the captions"))
+    house_number_m: float = field(
+        default=20.0,
+        metadata=_help("a photo this near to a numbered house of its street is asked for the number; 0: no photo is"),
+    )
     split: str = field(
         default="fractions",
         metadata=_help(
@@ -256,7 +260,15 @@ class BuildSettings(CaptionModelSettings, ServiceSettings):
         return {**settings, "inputs": inputs}
 
 
-_LENGTHS = ("panorama_radius_m", "ambiguous_margin_m", "vote_radius_m", "min_piece_m", "snap_m", "buffer_m")
+_LENGTHS = (
+    "panorama_radius_m",
+    "ambiguous_margin_m",
+    "vote_radius_m",
+    "min_piece_m",
+    "snap_m",
+    "buffer_m",
+    "house_number_m",
+)
 _FOLDERS = ("image_root", "negatives")
 _PATHS = (*_FOLDERS, "streets", "photos_csv", "neighbourhoods", "captions_csv")
 

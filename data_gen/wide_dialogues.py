@@ -17,6 +17,7 @@ from llava_ial.wider_prompts import (
     CANDIDATES,
     CHOICE,
     ELSEWHERE,
+    HOUSE_NUMBER,
     LETTERS,
     NEARBY,
     SURE,
@@ -26,6 +27,7 @@ from llava_ial.wider_prompts import (
     format_certainty,
     format_choice,
     format_choice_question,
+    format_house_number,
     format_nearby,
     format_refusal,
 )
@@ -44,6 +46,7 @@ class LocatedPhoto:
     split: str
     address: Address
     is_ambiguous: bool
+    house_number: str = ""
 
 
 def converse_widely(
@@ -56,7 +59,7 @@ def converse_widely(
     turns = _turns(photo, surroundings, settings.seed)
     mixed = sorted(turns, key=lambda t: stable_number(settings.seed, photo.image_id, t.task, t.asked, "order"))
     start = stable_number(settings.seed, photo.image_id, "lengths")
-    known = known_facts(photo.address) | {CANDIDATES, NEARBY, SURE}
+    known = known_facts(photo.address) | {CANDIDATES, NEARBY, SURE, HOUSE_NUMBER}
     for number in range(settings.num_dialogues):
         length = _LENGTHS[(start + number) % len(_LENGTHS)]
         questions, mixed = mixed[:length], mixed[length:]
@@ -109,6 +112,9 @@ def _turns(photo: LocatedPhoto, surroundings: Surroundings, seed: int) -> list[T
         crossings = {cross.street for cross in address.cross_streets}
         told = {NEARBY, *({BETWEEN} if crossings and crossings <= set(near) else ())}
         turns.append(_turn(photo, NEARBY, seed, format_nearby(sorted(near)), told, needs={NEARBY}))
+    if photo.house_number:
+        answer = format_house_number(photo.house_number)
+        turns.append(_turn(photo, HOUSE_NUMBER, seed, answer, {HOUSE_NUMBER}, needs={HOUSE_NUMBER}))
     answer = format_certainty(is_ambiguous=photo.is_ambiguous)
     turns.append(_turn(photo, SURE, seed, answer, {SURE}, needs={SURE}))
     return turns

@@ -181,7 +181,7 @@ def choose(items: Sequence[ItemT], *key: object, offset: int = 0) -> ItemT:
 
 def stable_number(*key: object) -> int:
     """A non-negative number that depends on the key alone, the same on every machine and in every process."""
-    text = "\x1f".join(str(part) for part in key)
+    text = "\x1f".join(map(str, key))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
@@ -211,7 +211,7 @@ def format_answer(task: str, address: Address, *, asked: str = "") -> str:
     forms = WORDINGS[task].answers
     form = forms[asked != address.street] if task == YES_NO else forms[0]
     return form.format(
-        address=format_spoken(address),
+        address=format_spoken(address) if task == WHERE else "",
         street=address.street,
         piece=format_piece(address),
         neighbourhood=address.neighbourhood,

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -81,6 +82,15 @@ class AddressRecord:
     street_margin_m: float | None
     is_ambiguous: bool
     method: str
+
+
+@dataclass(frozen=True)
+class HouseNumberRecord:
+    """The nearest numbered house of a photo's street, for photos that stand close to one."""
+
+    image_id: str
+    house_number: str
+    distance_m: float
 
 
 @dataclass(frozen=True)
@@ -184,27 +194,25 @@ def arrow_schema(record_type: type) -> pa.Schema:
 def to_table(records: Iterable[Any], record_type: type) -> pa.Table:
     """Records as an Arrow table of ``arrow_schema(record_type)``."""
     rows, schema = list(records), arrow_schema(record_type)
-    columns = []
-    for field in schema:
-        values = [getattr(row, field.name) for row in rows]
-        columns.append(pa.array([_plain(v) for v in values] if pa.types.is_nested(field.type) else values, field.type))
+    columns = [_column([getattr(row, field.name) for row in rows], field.type) for field in schema]
     return pa.Table.from_arrays(columns, schema=schema)
 
 
-def _plain(value: Any) -> Any:
-    """Dataclasses as dictionaries, at any depth; ``dataclasses.asdict`` also copies what need not be."""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if dataclasses.is_dataclass(value):
-        return {name: _plain(getattr(value, name)) for name in _field_names(value.__class__)}
-    return value
-
-
-@functools.cache
-def _field_names(record_type: Any) -> tuple[str, ...]:
-    return tuple(f.name for f in dataclasses.fields(record_type))
+def _column(values: list[Any], arrow: pa.DataType) -> pa.Array:
+    """Values as an Arrow array, field by field of what is nested: a dictionary for each row costs far more."""
+    has_none = any(value is None for value in values)
+    if pa.types.is_struct(arrow):
+        names = [field.name for field in arrow]
+        if has_none:
+            rows = [None if v is None else {name: getattr(v, name) for name in names} for v in values]
+            return pa.array(rows, arrow)
+        children = [_column([getattr(value, field.name) for value in values], field.type) for field in arrow]
+        return pa.StructArray.from_arrays(children, fields=list(arrow))
+    if pa.types.is_list(arrow) and not has_none:
+        offsets = np.cumsum([0, *map(len, values)])
+        inner = _column([item for value in values for item in value], arrow.value_type)
+        return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), inner, type=arrow)
+    return pa.array(values, arrow)
 
 
 def from_table(table: pa.Table, record_type: type[RecordT]) -> list[RecordT]:

@@ -9,7 +9,8 @@ from llava_ial.address import Address, format_spoken
 from llava_ial.prompts import BETWEEN, CITY, NEIGHBOURHOOD, STREET, Wordings, format_piece
 
 CHOICE, CANDIDATES, NEARBY, SURE, ELSEWHERE = "choice", "candidates", "nearby", "sure", "elsewhere"
-WIDER_TASKS = (CHOICE, CANDIDATES, NEARBY, SURE, ELSEWHERE)
+HOUSE_NUMBER = "house_number"
+WIDER_TASKS = (CHOICE, CANDIDATES, NEARBY, SURE, ELSEWHERE, HOUSE_NUMBER)
 LETTERS = "ABCD"
 
 WIDER_WORDINGS: Mapping[str, Wordings] = {
@@ -35,6 +36,29 @@ WIDER_WORDINGS: Mapping[str, Wordings] = {
             "Here are some addresses. Which one is shown?",
         ),
         answers=("{letter}) {option}",),
+    ),
+    HOUSE_NUMBER: Wordings(
+        train=(
+            "Which house number is this?",
+            "What is the nearest house number?",
+            "At which number of the street was this taken?",
+            "Name the house number.",
+            "Can you tell the house number?",
+            "In front of which number am I standing?",
+            "What number does the closest house have?",
+            "Tell me the number of the nearest house.",
+            "Beside which house number was the camera?",
+            "Which number is closest to this spot?",
+            "Give the house number nearest to this place.",
+            "Do you know the number of the house here?",
+        ),
+        test=(
+            "What house number is closest?",
+            "Which number has the nearest house?",
+            "Could you name the house number here?",
+            "Near which house number was the photo made?",
+        ),
+        answers=("The nearest house number is {number}.",),
     ),
     CANDIDATES: Wordings(
         train=(
@@ -215,6 +239,11 @@ def format_nearby(streets: Sequence[str]) -> str:
     """Streets around a place."""
     listed = ", ".join(streets[:-1]) + f" and {streets[-1]}" if len(streets) > 1 else streets[0]
     return WIDER_WORDINGS[NEARBY].answers[0].format(streets=listed).replace("are", "is" if len(streets) == 1 else "are")
+
+
+def format_house_number(number: str) -> str:
+    """The number of the house that a photo stands close to."""
+    return WIDER_WORDINGS[HOUSE_NUMBER].answers[0].format(number=number)
 
 
 def format_certainty(*, is_ambiguous: bool) -> str:

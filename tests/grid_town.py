@@ -51,7 +51,11 @@ def write_streets(path: Path, lines: Sequence[Line]) -> Path:
     return path
 
 
-def write_osm(path: Path, lines: Sequence[Line], city: str = "") -> Path:
+# A house is (street, number, place in metres).
+House = tuple[str, str, tuple[float, float]]
+
+
+def write_osm(path: Path, lines: Sequence[Line], city: str = "", houses: Sequence[House] = ()) -> Path:
     """The same lines as OpenStreetMap nodes and ways; points at one place are one node."""
     number: dict[tuple[float, ...], int] = {}
     with osmium.SimpleWriter(str(path), overwrite=True) as writer:
@@ -63,6 +67,10 @@ def write_osm(path: Path, lines: Sequence[Line], city: str = "") -> Path:
                     number[place] = len(number) + 1
                     writer.add_node(osmium.osm.mutable.Node(id=number[place], location=place))
             ways.append((name, highway, [number[place] for place in places]))
+        for i, (street, house_number, place) in enumerate(houses):
+            tags = {"addr:street": street, "addr:housenumber": house_number}
+            here = tuple(lon_lat([place])[0])
+            writer.add_node(osmium.osm.mutable.Node(id=90_000 + i, location=here, tags=tags))
         if city:
             label = osmium.osm.mutable.Node(id=99_999, location=(9.18, 48.78), tags={"place": "city", "name": city})
             writer.add_node(label)
@@ -103,10 +111,19 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence[s
     return path
 
 
+HOUSES: list[House] = [
+    ("First Avenue", "12", (75.0, 8.0)),
+    ("First Avenue", "14", (60.0, 8.0)),
+    ("Second Avenue", "7a", (75.0, 40.0)),
+    ("Ash Street", "3", (5.0, 75.0)),
+    ("Nowhere Street", "1", (75.0, 3.0)),
+]
+
+
 def write_town(folder: Path) -> dict[str, str]:
     """Map, neighbourhoods, photos, tables; gives the settings that build it."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_osm(folder / "town.osm.pbf", grid_lines(), city="Gridville")
+    write_osm(folder / "town.osm.pbf", grid_lines(), city="Gridville", houses=HOUSES)
     write_neighbourhoods(folder / "neighbourhoods.geojson")
     places = [(75.0 + 150 * i, 150.0 * j + 2) for i in range(3) for j in range(3)]
     places += [(150.0 * i + 2, 75.0 + 150 * j) for i in range(4) for j in range(2)]

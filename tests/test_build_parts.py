@@ -29,7 +29,7 @@ def town(tmp_path: Path) -> dict[str, str]:
     return write_town(tmp_path / "town")
 
 
-def _settings(town: dict[str, str], **more: object) -> BuildSettings:
+def town_settings(town: dict[str, str], **more: object) -> BuildSettings:
     values: dict[str, object] = {name: Path(value) if "/" in value else value for name, value in town.items()}
     for name in ("panorama_radius_m", "val_fraction", "test_fraction"):
         if name in values:
@@ -56,8 +56,8 @@ def _table(folder: Path) -> pa.Table:
 def test_tables_do_not_depend_on_the_size_of_parts(
     town: dict[str, str], tmp_path: Path, more: dict[str, object]
 ) -> None:
-    build(_settings(town, **more), RunOptions(tmp_path / "whole", workers=1))
-    build(_settings(town, **more, rows_a_part=5), RunOptions(tmp_path / "parts", workers=1))
+    build(town_settings(town, **more), RunOptions(tmp_path / "whole", workers=1))
+    build(town_settings(town, **more, rows_a_part=5), RunOptions(tmp_path / "parts", workers=1))
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert len(list((parts / "photos").glob("*.parquet"))) == 4
     tables = [
@@ -78,7 +78,7 @@ def test_tables_do_not_depend_on_the_size_of_parts(
 
 
 def test_processes_that_share_a_build_make_the_files_of_one(town: dict[str, str], tmp_path: Path) -> None:
-    settings = _settings(town, **ALL, rows_a_part=3)
+    settings = town_settings(town, **ALL, rows_a_part=3)
     build(settings, RunOptions(tmp_path / "one", workers=1))
     failed: list[BaseException] = []
 
@@ -98,7 +98,7 @@ def test_processes_that_share_a_build_make_the_files_of_one(town: dict[str, str]
 
 
 def test_a_process_that_is_left_alone_says_so_and_goes_on_later(town: dict[str, str], tmp_path: Path) -> None:
-    settings = _settings(town, rows_a_part=5)
+    settings = town_settings(town, rows_a_part=5)
     build(settings, RunOptions(tmp_path / "one", workers=1))
     for index, missing in ((1, "list"), (0, "check/00001")):
         alone = RunOptions(tmp_path / "two", workers=1, shard_index=index, num_shards=2, wait_s=0.6)
@@ -111,7 +111,7 @@ def test_a_process_that_is_left_alone_says_so_and_goes_on_later(town: dict[str, 
 def test_a_part_that_is_done_is_not_made_again(
     town: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings = _settings(town, rows_a_part=5)
+    settings = town_settings(town, rows_a_part=5)
     build(settings, RunOptions(tmp_path / "one", workers=1))
     from data_gen import build as module
 
@@ -135,7 +135,7 @@ def test_a_part_that_is_done_is_not_made_again(
 
 @pytest.mark.slow
 def test_a_pool_makes_the_files_of_one_process(town: dict[str, str], tmp_path: Path) -> None:
-    settings = _settings(town, **ALL, rows_a_part=5)
+    settings = town_settings(town, **ALL, rows_a_part=5)
     build(settings, RunOptions(tmp_path / "one", workers=1))
     build(settings, RunOptions(tmp_path / "pool", workers=2))
     assert _files(tmp_path / "pool") == _files(tmp_path / "one")
@@ -144,7 +144,7 @@ def test_a_pool_makes_the_files_of_one_process(town: dict[str, str], tmp_path: P
 @pytest.mark.slow
 def test_ray_makes_the_files_of_one_process(town: dict[str, str], tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="pip install 'llava-ial[ray]'")
-    settings = _settings(town, **ALL, rows_a_part=5)
+    settings = town_settings(town, **ALL, rows_a_part=5)
     build(settings, RunOptions(tmp_path / "one", workers=1))
     # A process of its own: Ray's threads and sockets end with it.
     code = (
@@ -164,7 +164,7 @@ def test_ray_that_is_not_there_is_named(town: dict[str, str], tmp_path: Path) ->
     if importlib.util.find_spec("ray") is not None:
         pytest.skip("ray is installed")
     with pytest.raises(UserError, match="engine: ray is not installed"):
-        build(_settings(town), RunOptions(tmp_path / "out", engine="ray"))
+        build(town_settings(town), RunOptions(tmp_path / "out", engine="ray"))
 
 
 @pytest.mark.parametrize(

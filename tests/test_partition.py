@@ -139,6 +139,25 @@ def test_a_bridge_is_no_crossing(tmp_path: Path) -> None:
     ]
 
 
+def test_a_street_that_changes_its_direction_word_goes_on(tmp_path: Path) -> None:
+    lines: list[Line] = [
+        ("South 2nd Street", "residential", [(0, 0), (0, 200), (0, 400)]),
+        ("North 2nd Street", "residential", [(0, 400), (0, 600), (0, 800)]),
+        ("Oak Street", "residential", [(-100, 200), (0, 200), (100, 200)]),
+        ("Elm Street", "residential", [(-100, 600), (0, 600), (100, 600)]),
+    ]
+    found = _canonical(_gallery(_map(tmp_path, lines), [(1, 100), (1, 300), (1, 500), (1, 700)]))
+    assert found == [
+        f"{part} 2nd Street ({street} Street)" for part, street in (("South", "Oak"), ("North", "Elm")) for _ in (0, 1)
+    ]
+    market: Line = ("Market Street", "secondary", [(-100, 400), (0, 400), (100, 400)])
+    found = _canonical(_gallery(_map(tmp_path, [*lines, market]), [(1, 300), (1, 500)]))
+    assert found == [
+        "South 2nd Street (Market Street and Oak Street)",
+        "North 2nd Street (Elm Street and Market Street)",
+    ]
+
+
 def test_lines_that_nearly_meet_are_snapped(tmp_path: Path) -> None:
     lines: list[Line] = [
         ("Main Street", "residential", [(0, 0), (300, 0)]),

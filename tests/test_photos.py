@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, features
 
 from data_gen import photo_check
 from data_gen.nearby import group_within
@@ -121,6 +121,42 @@ def test_folder_is_read_by_exif(tmp_path: Path) -> None:
         ("b/one.jpg", 48.5, 45.0),
     ]
     assert _reasons(table) == {"bad.jpg": "bad_position", "none.png": "no_position", "notes.txt": "not_a_photo"}
+
+
+def _save_with_position(path: Path, kind: str) -> None:
+    image = Image.new("RGB", (32, 16), (200, 30, 30))
+    exif = image.getexif()
+    exif[0x010F] = "Camera"  # Pillow drops an EXIF block that holds nothing but directories
+    exif.get_ifd(0x8825).update({1: "N", 2: (48.5, 0.0, 0.0), 3: "E", 4: (9.25, 0.0, 0.0), 17: 45.0, 31: 3.5})
+    exif.get_ifd(0x8769)[0x9003] = "2024:05:01 12:00:00"
+    image.save(path, kind, exif=exif)
+
+
+@pytest.mark.parametrize(("kind", "suffix"), [("JPEG", "jpg"), ("PNG", "png"), ("WEBP", "webp"), ("AVIF", "avif")])
+def test_every_kind_of_photo_states_its_position(tmp_path: Path, kind: str, suffix: str) -> None:
+    if kind == "AVIF" and not features.check("avif"):
+        pytest.skip("this Pillow was built without AVIF")
+    _save_with_position(tmp_path / f"photo.{suffix}", kind)
+    (photo,) = read_photo_folder(tmp_path).photos
+    assert (photo.lat, photo.lon, photo.heading_deg, photo.position_error_m) == (48.5, 9.25, 45.0, 3.5)
+    assert str(photo.captured_at).startswith("2024-05-01T12:00:00")
+    whole = (tmp_path / f"photo.{suffix}").read_bytes()
+    (tmp_path / f"photo.{suffix}").write_bytes(whole[: len(whole) // 2])
+    assert _reasons(read_photo_folder(tmp_path)) == {f"photo.{suffix}": "unreadable"}
+
+
+def test_heic_photo_states_its_position(tmp_path: Path) -> None:
+    pillow_heif = pytest.importorskip("pillow_heif", reason="pip install 'llava-ial[heif]'")
+    pillow_heif.register_heif_opener()
+    _save_with_position(tmp_path / "phone.HEIC", "HEIF")
+    (photo,) = read_photo_folder(tmp_path).photos
+    assert (photo.image_id, photo.lat, photo.lon, photo.heading_deg) == ("phone.HEIC", 48.5, 9.25, 45.0)
+
+
+def test_heic_photo_without_the_extra_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "phone.heic").write_bytes(b"whatever is in it")
+    monkeypatch.setattr(photo_check.importlib.util, "find_spec", lambda _: None)
+    assert _reasons(read_photo_folder(tmp_path)) == {"phone.heic": "needs_extra_heif"}
 
 
 def test_real_exif_folder_is_used_or_counted(shared_data: Path) -> None:

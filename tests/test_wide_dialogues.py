@@ -46,7 +46,7 @@ def gallery() -> list[GalleryRecord]:
 
 def _photo(name: str, split: str = "train", index: int = 0) -> LocatedPhoto:
     return LocatedPhoto(
-        name, f"{name}.jpg", sub_street_id(ADDRESSES[index]), split, ADDRESSES[index], name.endswith("3")
+        name, f"{name}.jpg", sub_street_id(ADDRESSES[index]), split, ADDRESSES[index], name.endswith("3"), "12a"
     )
 
 

@@ -16,7 +16,7 @@ from llava_ial.evaluation.reading import read_verdict
 from llava_ial.evaluation.statistics import Rate, clustered_rate
 from llava_ial.place_names import plain_key
 from llava_ial.prompts import CITY, NEIGHBOURHOOD, STREET, WHERE, YES_NO, parse_answer
-from llava_ial.wider_prompts import ELSEWHERE, NEARBY, SURE
+from llava_ial.wider_prompts import ELSEWHERE, HOUSE_NUMBER, NEARBY, SURE
 
 WORDINGS, KINDS = "wording_consistency", "kinds_consistency"
 
@@ -63,7 +63,7 @@ def _compare_kinds(first: ScoredAnswer, second: ScoredAnswer) -> list[bool]:
 def _facts(answer: ScoredAnswer) -> dict[str, str]:
     """What an answer names, by kind of thing."""
     task, match = answer.prediction.task, answer.match
-    if task in (NEARBY, SURE, ELSEWHERE):
+    if task in (NEARBY, SURE, ELSEWHERE, HOUSE_NUMBER):
         return {}  # the streets around a place are not where it is
     if task in (NEIGHBOURHOOD, CITY):
         found = {task: plain_key(named_area(answer.prediction, match))}
