@@ -111,6 +111,34 @@ def test_a_rank_that_dies_ends_the_run_and_leaves_its_checkpoints(tiny_folders: 
         load_llava_ial(folder)
 
 
+def test_accelerate_trains_two_processes_of_one_step_and_sigterm_saves(
+    tiny_folders: TinyFolders, tmp_path: Path
+) -> None:
+    """Data parallel with a whole tower, whose unread layers would be waited for, equals one process."""
+    plain = {"lora_dropout": 0.0, "tune_vision_tower": "full", "vision_tower_learning_rate": 1e-3, "max_steps": 2000,
+             "lr_scheduler_type": "constant", "warmup_steps": 0}  # fmt: skip
+    out = tmp_path / "out"
+    process = start([
+        str(Path(sys.executable).with_name("accelerate")), "launch", "--multi_gpu", "--num_processes", "2",
+        "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "29760",
+        "train/stage2_llava.py", *arguments_of(tiny_folders, out, num_processes=2, save_total_limit=1000, **plain),
+    ])  # fmt: skip
+    while len(list(out.glob("checkpoints/step-*"))) < 2 and process.poll() is None:
+        time.sleep(0.05)
+    for child in psutil.Process(process.pid).children(recursive=True):
+        if child.environ().get("RANK") == "0":
+            child.terminate()
+    text, _ = process.communicate(timeout=60)
+    assert "as asked; the same command continues it" in text
+    assert process.returncode == 0, text
+    stopped = int(text.split("stopped at step ")[1].split()[0])
+    load_llava_ial(out / "checkpoints" / f"step-{stopped:06d}")
+    one = train_here(tiny_folders, tmp_path / "one", per_device_train_batch_size=4, **plain | {"max_steps": 2})
+    ours, theirs = adapter(one), adapter(out / "checkpoints" / "step-000002")
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-3, atol=1e-4)
+
+
 def test_plain_python_runs_a_deepspeed_config_as_one_process(tiny_folders: TinyFolders, tmp_path: Path) -> None:
     options = {"deepspeed": "train/configs/zero2.json", "max_steps": 1}
     process = start([sys.executable, "train/stage2_llava.py", *arguments_of(tiny_folders, tmp_path / "out", **options)])

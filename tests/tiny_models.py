@@ -50,7 +50,7 @@ def build_tiny_models(folder: Path) -> TinyFolders:
         num_image_tokens=num_image_tokens, max_length=512,
     ), tokenizer.pad_token_id)  # fmt: skip
     clip.vision_model.load_state_dict(llava.model.vision_tower.state_dict())
-    _write_stage1(folders.clip, dataset, clip, base_clip, image_processor)
+    write_stage1(folders.clip, dataset, clip, base_clip, image_processor)
     base = folder / "base_llava"
     llava.save_pretrained(base)
     save_processor(base, tokenizer, image_processor, llava.config)
@@ -62,7 +62,8 @@ def build_tiny_models(folder: Path) -> TinyFolders:
     return folders
 
 
-def _write_stage1(folder: Path, dataset: IALDataset, clip, base_clip: Path, image_processor) -> None:
+def write_stage1(folder: Path, dataset: IALDataset, clip, base_clip: Path, image_processor) -> None:
+    """A finished stage 1 folder of a CLIP as it is."""
     tokenizer = AutoTokenizer.from_pretrained(base_clip)
     model = AddressCLIP(copy.deepcopy(clip)).eval()
     embeddings = model.embed_texts([record.verbose for record in dataset.gallery], tokenizer)

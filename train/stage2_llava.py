@@ -28,9 +28,15 @@ from llava_ial.errors import run_command
 from llava_ial.manifest import FolderState
 from llava_ial.models.trainable import trainable_table
 from llava_ial.training.checkpoints import complete_checkpoints
+from llava_ial.training.image_text_run import (
+    ImageTextRun,
+    ImageTextTrainer,
+    build_any_run,
+    describe_image_text,
+)
 from llava_ial.training.interruption import StopRequest
 from llava_ial.training.llava_preview import preview
-from llava_ial.training.llava_run import LlavaRun, build_run, claim, describe, is_taken, read_inputs
+from llava_ial.training.llava_run import LlavaRun, claim, describe, is_taken, read_inputs
 from llava_ial.training.llava_settings import LlavaArguments, LlavaSettings, is_measured
 from llava_ial.training.llava_trainer import LlavaTrainer
 from llava_ial.training.seeds import seed_everything
@@ -45,8 +51,10 @@ def main() -> None:
     inputs = distributed.run_on_main_process(lambda: read_inputs(settings, arguments))
     if settings.dry_run:
         transformers_logging.disable_progress_bar()
-        run = distributed.run_on_every_process(lambda: build_run(settings, arguments, inputs))
-        say(preview(run, has_colours=sys.stdout.isatty()))
+        run = distributed.run_on_every_process(lambda: build_any_run(settings, arguments, inputs))
+        say(
+            describe_image_text(run) if isinstance(run, ImageTextRun) else preview(run, has_colours=sys.stdout.isatty())
+        )
         distributed.shut_down()
         return
     # A finished or foreign folder is told of before models are loaded; a new one is made only when they fit.
@@ -56,20 +64,21 @@ def main() -> None:
     else:
         transformers_logging.disable_progress_bar()
         seed_everything(arguments.seed)
-        run = distributed.run_on_every_process(lambda: build_run(settings, arguments, inputs))
+        run = distributed.run_on_every_process(lambda: build_any_run(settings, arguments, inputs))
         distributed.run_on_main_process(lambda: claim(output, inputs))
         train(run)
     distributed.shut_down()
 
 
-def train(run: LlavaRun) -> None:
+def train(run: LlavaRun | ImageTextRun) -> None:
     """Trains from the newest checkpoint to the end or to SIGTERM."""
-    say(f"{trainable_table(run.model)}\n{describe(run)}")
+    is_other = isinstance(run, ImageTextRun)
+    say(f"{trainable_table(run.model)}\n{describe_image_text(run) if is_other else describe(run)}")
     checkpoints = complete_checkpoints(run.output)
     if checkpoints:
         say(f"continues from {checkpoints[-1]}")
     with StopRequest() as stop_request:
-        trainer = LlavaTrainer(run, stop_request)
+        trainer = (ImageTextTrainer if is_other else LlavaTrainer)(run, stop_request)
         trainer.train(resume_from_checkpoint=str(checkpoints[-1]) if checkpoints else None)
     if not trainer.is_finished:
         step = f"{trainer.state.global_step} of {trainer.state.max_steps}"

@@ -20,6 +20,8 @@ ADDRESS_CLIP_KIND = "address_clip"
 # Attention and MLP of the language model alone: by suffix ("q_proj") LoRA would land in the vision tower too.
 LORA_TARGETS = r".*language_model.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 PROJECTOR, TOWER = "multi_modal_projector", "vision_tower"
+PROJECTORS = (PROJECTOR, "connector")  # with the names that other families have for it
+TOWERS = (TOWER, "vision_model")
 _TOWER_SHAPE = (
     "hidden_size",
     "num_hidden_layers",

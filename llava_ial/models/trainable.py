@@ -4,7 +4,7 @@ from collections import Counter
 
 from torch import nn
 
-from llava_ial.models.llava import PROJECTOR, TOWER
+from llava_ial.models.llava import PROJECTORS, TOWER, TOWERS
 from llava_ial.models.quantized import num_weights
 
 
@@ -12,8 +12,8 @@ def module_group(name: str) -> str:
     """Which part of the model a parameter belongs to."""
     if ".lora_" in name:
         return f"LoRA on the {'vision tower' if TOWER in name else 'language model'}"
-    for mark, group in ((TOWER, "vision tower"), (PROJECTOR, "projector")):
-        if mark in name:
+    for marks, group in ((TOWERS, "vision tower"), (PROJECTORS, "projector")):
+        if any(mark in name for mark in marks):
             return group
     return "language model"
 

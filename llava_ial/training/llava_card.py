@@ -69,6 +69,29 @@ set's, as its own card states it:
 
 {licence}
 """
+_IMAGE_TEXT_CARD = """---
+library_name: peft
+pipeline_tag: image-text-to-text
+tags: [lora, image-address-localization]
+---
+# {base} for one city
+
+Says in words where a street photo was taken. LoRA on the language model and the projector, trained on {num_dialogues}
+dialogues about the photos of one city; tower, template and processor are the base's own.
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForImageTextToText, AutoProcessor
+model = PeftModel.from_pretrained(AutoModelForImageTextToText.from_pretrained("{base}"), FOLDER)
+processor = AutoProcessor.from_pretrained(FOLDER)
+```
+
+{settings}
+
+The licences of the base and of the data apply at once. It names a street of its city for a photo of any place, and may
+name one that does not exist. A photo is personal data of whoever took it or stands in it: not for finding where a
+private person is.
+"""
 _SHOWN = (
     "lora_rank", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "quantize", "learning_rate",
     "projector_learning_rate", "tune_vision_tower", "vision_tower_learning_rate", "vision_feature_layer",
@@ -133,3 +156,9 @@ def _licence(card: Path) -> str:
     _, found, rest = text.partition("## Licence and attribution\n")
     said = rest.split("\n## ")[0].strip() if found else "It states none; ask whoever made it."
     return "\n".join(f"> {line}".rstrip() for line in said.splitlines())
+
+
+def format_image_text_card(base: str, num_dialogues: int, settings: Mapping[str, Any]) -> str:
+    """The card of another image-text model, tuned with its own tower."""
+    shown = "\n".join(f"- {name}: {settings[name]}" for name in _SHOWN if settings.get(name) not in (None, []))
+    return _IMAGE_TEXT_CARD.format(base=base, num_dialogues=num_dialogues, settings=shown)

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import nn
 
-from llava_ial.models.llava import PROJECTOR, TOWER
+from llava_ial.models.llava import PROJECTORS, TOWER
 
 
 def optimizer_groups(
@@ -24,7 +24,7 @@ def optimizer_groups(
     groups: dict[tuple[int, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            part = 2 if f".{TOWER}." in name else int(PROJECTOR in name)
+            part = 2 if f".{TOWER}." in name else int(any(f".{mark}." in name for mark in PROJECTORS))
             is_decayed = not name.endswith("bias") and "norm" not in name
             groups.setdefault((part, is_decayed), []).append(parameter)
     return [

@@ -17,6 +17,8 @@ from llava_ial.data.llava import LlavaDataset
 from llava_ial.data.llava_json import draw_mixed, hash_of_json, parse_mixture
 from llava_ial.errors import UserError
 from llava_ial.manifest import BUILDING, MANIFEST, FolderState, claim_folder, file_hash, read_manifest
+from llava_ial.models.image_text import KIND as IMAGE_TEXT_KIND
+from llava_ial.models.image_text import model_type
 from llava_ial.models.llava import (
     ADDRESS_CLIP_KIND,
     add_adapter,
@@ -35,6 +37,7 @@ from llava_ial.training.llava_settings import (
     LlavaSettings,
     identity,
     is_measured,
+    refuse_beside_other_bases,
     refuse_zero3_quantized,
 )
 from llava_ial.training.llava_validation import Validation, build_validation
@@ -48,6 +51,7 @@ class Inputs:
 
     identity: dict[str, Any]
     parents: dict[str, str]
+    kind: str = KIND
 
 
 @dataclass
@@ -89,13 +93,15 @@ def read_inputs(settings: LlavaSettings, arguments: LlavaArguments) -> Inputs:
     """
     refuse_zero3_quantized(settings, arguments)
     settings.dtype(arguments)
-    read_manifest(settings.clip, ADDRESS_CLIP_KIND)
     parents = {
         "data": IALDataset(settings.data, settings.image_root).identity,
-        "address_clip": file_hash(settings.clip / MANIFEST),
         "base": base_hash(settings.base),
-        "chat_template": chat_template_hash(),
     }
+    if model_type(settings.base) != "llava":
+        refuse_beside_other_bases(settings, arguments)
+        return Inputs(identity(settings, arguments) | parents, parents, IMAGE_TEXT_KIND)
+    read_manifest(settings.stage1, ADDRESS_CLIP_KIND)
+    parents |= {"address_clip": file_hash(settings.stage1 / MANIFEST), "chat_template": chat_template_hash()}
     mixtures = [parse_mixture(text) for text in settings.mix]
     mixed = {f"mix {mixture.share}": hash_of_json(mixture.path) for mixture in mixtures}
     return Inputs(identity(settings, arguments) | parents | mixed, parents | mixed)
@@ -103,7 +109,7 @@ def read_inputs(settings: LlavaSettings, arguments: LlavaArguments) -> Inputs:
 
 def claim(output: Path, inputs: Inputs) -> FolderState:
     """Takes the output folder, and clears what a killed run was about to write."""
-    state = claim_folder(output, KIND, inputs.identity)
+    state = claim_folder(output, inputs.kind, inputs.identity)
     for folder in (output / CHECKPOINTS).glob(f"{UNFINISHED}*"):
         shutil.rmtree(folder)
     return state
@@ -122,7 +128,7 @@ def build_run(settings: LlavaSettings, arguments: LlavaArguments, inputs: Inputs
     """
     dataset = IALDataset(settings.data, settings.image_root)
     with whole_tensors(arguments):
-        clip = load_address_clip(settings.clip)
+        clip = load_address_clip(settings.stage1)
         dtype = settings.dtype(arguments)
         quantization = quantization_config(settings.quantize, dtype)
         llava = load_base(settings.base, dtype=dtype, quantization=quantization)
@@ -141,7 +147,7 @@ def build_run(settings: LlavaSettings, arguments: LlavaArguments, inputs: Inputs
     tokenizer = AutoTokenizer.from_pretrained(settings.base)
     if tokenizer.convert_tokens_to_ids(IMAGE_TOKEN) != llava.config.image_token_id:
         raise UserError(f"--base {settings.base}: its tokenizer does not know {IMAGE_TOKEN} as the image token")
-    image_processor = AutoImageProcessor.from_pretrained(settings.clip, backend="pil")
+    image_processor = AutoImageProcessor.from_pretrained(settings.stage1, backend="pil")
     conversations = dataset.conversations("train")
     encoding: dict[str, Any] = {"num_image_tokens": count, "max_length": settings.max_length}
     train_set = LlavaDataset(

@@ -42,8 +42,14 @@ class LlavaSettings:
     """What to tune on what; the LoRA and projector defaults are LLaVA-1.5's recipe for a task."""
 
     data: Path = field(metadata={"help": "data set folder, made by python -m data_gen.build"})
-    base: str = field(metadata={"help": "LLaVA by name or folder, for example llava-hf/llava-1.5-7b-hf"})
-    clip: Path = field(metadata={"help": "stage 1 folder whose vision tower is used"})
+    base: str = field(
+        metadata={
+            "help": "LLaVA-1.5 by name or folder, for example llava-hf/llava-1.5-7b-hf; or another image-text model"
+        }
+    )
+    clip: Path | None = field(
+        default=None, metadata={"help": "stage 1 folder whose vision tower LLaVA-1.5 gets; other models keep their own"}
+    )
     image_root: Path | None = field(
         default=None, metadata={"help": "where the photos lie, if they were moved since the data set was made"}
     )
@@ -111,6 +117,17 @@ class LlavaSettings:
     dry_run: bool = field(
         default=False, metadata={"help": "show what would be trained, on what and in how much memory; write nothing"}
     )
+
+    @property
+    def stage1(self) -> Path:
+        """The folder of stage 1.
+
+        Raises:
+            UserError: None is named.
+        """
+        if self.clip is None:
+            raise UserError(f"--clip: name the stage 1 folder whose tower {self.base} shall have")
+        return self.clip
 
     @property
     def lora(self) -> LoraSettings:
@@ -211,6 +228,22 @@ def refuse_zero3_quantized(settings: LlavaSettings, arguments: LlavaArguments) -
     stage = (arguments.deepspeed_content() or {}).get("zero_optimization", {}).get("stage", 0)
     if stage == 3:
         _require(settings.quantize == "none", "quantize", settings.quantize, "none with ZeRO-3, any with ZeRO-2")
+
+
+def refuse_beside_other_bases(settings: LlavaSettings, arguments: LlavaArguments) -> None:
+    """What only LLaVA-1.5 can have here.
+
+    Raises:
+        UserError: Names the option.
+    """
+    ours = {"clip": settings.clip, "mix": settings.mix, "forgetting_probe": settings.forgetting_probe}
+    for name, value in ours.items():
+        _require(not value, name, value, "nothing: a base that is no LLaVA-1.5 keeps its own tower and template")
+    for name in ("tune_vision_tower", "quantize"):
+        _require(getattr(settings, name) == "none", name, getattr(settings, name), "none, with a base but LLaVA-1.5")
+    _require(not is_measured(arguments), "eval_strategy", arguments.eval_strategy, "no, with a base but LLaVA-1.5")
+    name = "train_sampling_strategy"
+    _require(getattr(arguments, name) != "group_by_length", name, "group_by_length", "random, sequential")
 
 
 def is_measured(arguments: TrainingArguments) -> bool:

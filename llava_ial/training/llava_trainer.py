@@ -60,9 +60,12 @@ class LlavaTrainer(Trainer):
             args=run.arguments,
             train_dataset=run.train_set,
             eval_dataset=run.validation.dialogues if run.validation else None,
-            data_collator=LlavaCollator(run.tokenizer.pad_token_id, filler=run.train_set.filler),
+            data_collator=self._build_collator(run),
             callbacks=[EarlyEnd(self, stop_request), LogFile(run.log)],
         )
+
+    def _build_collator(self, run: LlavaRun) -> Any:
+        return LlavaCollator(run.tokenizer.pad_token_id, filler=run.train_set.filler)
 
     @property
     def is_finished(self) -> bool:
@@ -133,7 +136,7 @@ class LlavaTrainer(Trainer):
                 run.tokenizer,
                 run.image_processor,
                 base=run.settings.base,
-                clip_folder=run.settings.clip,
+                clip_folder=run.settings.stage1,
                 config=run.inputs.identity,
                 state_dict=state,
                 parents=run.inputs.parents,
@@ -234,8 +237,7 @@ class LlavaTrainer(Trainer):
         try:
             with refuse_full_disk(self._run.output):
                 super()._save_checkpoint(model, trial)
-                if distributed.is_main_process() and not self.is_deepspeed_enabled:  # which saves all that trains
-                    save_tower_lora(self.model, unfinished)
+                self._save_more(unfinished)
         except UserError:
             shutil.rmtree(unfinished, ignore_errors=True)
             raise
@@ -248,6 +250,10 @@ class LlavaTrainer(Trainer):
                 remove_old_checkpoints(self._run.output, keep)
 
         distributed.run_on_main_process(publish)
+
+    def _save_more(self, folder: Path) -> None:
+        if distributed.is_main_process() and not self.is_deepspeed_enabled:  # which saves all that trains
+            save_tower_lora(self.model, folder)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         with named_as_plain(self.model, writes=True):

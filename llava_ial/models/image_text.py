@@ -1,0 +1,114 @@
+"""Image-text models of ``transformers`` beside LLaVA-1.5, tuned with the tower that they came with."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+from llava_ial.errors import UserError
+from llava_ial.manifest import file_hash, publish_manifest, write_text
+from llava_ial.models.llava import PROJECTORS, LoraSettings
+from llava_ial.models.llava_original import is_original
+
+KIND = "image_text_adapter"
+LORA_TARGETS = r".*\b(language_model|text_model)\b.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
+_ADAPTER = "adapter_model.safetensors"
+
+
+def model_type(base: str) -> str:
+    """Kind of a base, as its configuration names it; ``llava`` for LLaVA's first layout, too.
+
+    Raises:
+        UserError: No configuration that can be read.
+    """
+    if is_original(Path(base)):
+        return "llava"
+    try:
+        return str(AutoConfig.from_pretrained(base).model_type)
+    except (OSError, ValueError) as error:
+        raise UserError(f"base '{base}': no model there: {str(error).splitlines()[0]}") from error
+
+
+def load_image_text(base: str, *, dtype: torch.dtype) -> tuple[Any, Any]:
+    """Model and processor.
+
+    Raises:
+        UserError: Another kind of model, weights missing, no chat template, or a processor that needs torchvision.
+    """
+    if (kind := model_type(base)) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
+        raise UserError(f"base '{base}' is a {kind}; expected a model that takes photos and text and answers in text")
+    try:
+        model, info = AutoModelForImageTextToText.from_pretrained(base, dtype=dtype, output_loading_info=True)
+        processor = AutoProcessor.from_pretrained(base, backend="pil")
+    except (OSError, ValueError, ImportError, SafetensorError) as error:
+        raise UserError(f"base '{base}': it cannot be loaded: {str(error).splitlines()[0]}") from error
+    if missing := sorted(info["missing_keys"]):
+        raise UserError(f"base '{base}': {len(missing)} weights are missing, for example {missing[0]}")
+    if not getattr(processor, "chat_template", None):
+        raise UserError(f"base '{base}' has no chat template; write one into its folder as chat_template.jinja")
+    return model, processor
+
+
+def adapt(model: Any, lora: LoraSettings) -> PeftModel:
+    """LoRA on the language model, what joins it to the tower whole beside it; all else frozen.
+
+    Raises:
+        UserError: The model has no language model or no projector of a known name.
+    """
+    projectors = {mark for mark in PROJECTORS for name, _ in model.named_modules() if name.endswith(f".{mark}")}
+    if not projectors:
+        raise UserError(f"the base has no module {' or '.join(PROJECTORS)}; it cannot be tuned here")
+    config = LoraConfig(
+        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, use_rslora=lora.use_rslora,
+        use_dora=lora.use_dora, target_modules=LORA_TARGETS, modules_to_save=sorted(projectors), task_type="CAUSAL_LM",
+    )  # fmt: skip
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        raise UserError(f"the base's language model has no layers to tune: {str(error).splitlines()[0]}") from error
+
+
+def save_image_text(
+    folder: Path,
+    model: PeftModel,
+    processor: Any,
+    state: dict[str, torch.Tensor],
+    *,
+    base: str,
+    config: dict[str, Any],
+    parents: dict[str, str],
+    card: str,
+) -> None:
+    """Writes adapter and processor, reads the adapter back, and the manifest last.
+
+    Args:
+        folder: Exists.
+        model: Whose names are saved.
+        processor: Of the base.
+        state: Whole weights of what trains.
+        base: Name, or folder, which is stored relative to ``folder``.
+        config: What the manifest names as the configuration.
+        parents: Hashes of data set and base.
+        card: ``README.md``.
+
+    Raises:
+        UserError: Weights are empty or no numbers.
+    """
+    model.save_pretrained(folder, state_dict=state)
+    write_text(folder / "README.md", card)
+    processor.save_pretrained(folder)
+    written = load_file(folder / _ADAPTER)
+    broken = [name for name, t in written.items() if t.numel() == 0 or not bool(torch.isfinite(t).all())]
+    if broken:
+        raise UserError(f"{folder}: {len(broken)} weights are empty or no numbers, for example {broken[0]}")
+    is_local = Path(base).is_dir()
+    publish_manifest(
+        folder, KIND, config, parents=parents, base=os.path.relpath(base, folder) if is_local else base,
+        base_is_local=is_local, base_hash=parents["base"], adapter_hash=file_hash(folder / _ADAPTER),
+    )  # fmt: skip

@@ -1,0 +1,110 @@
+"""Stage 2 on image-text models beside LLaVA-1.5: the same trainer, the model's own tower, template and processor."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from peft import PeftModel
+from torch import nn
+from transformers import Trainer
+
+from llava_ial import distributed
+from llava_ial.config import save_config
+from llava_ial.data.dataset import IALDataset
+from llava_ial.data.image_text import ImageTextCollator, ImageTextDataset
+from llava_ial.models.image_text import adapt, load_image_text, model_type, save_image_text
+from llava_ial.training.checkpoints import refuse_full_disk
+from llava_ial.training.llava_card import format_image_text_card
+from llava_ial.training.llava_preview import step_line
+from llava_ial.training.llava_run import Inputs, LlavaRun, build_run, whole_tensors
+from llava_ial.training.llava_settings import LlavaArguments, LlavaSettings, resolved
+from llava_ial.training.llava_trainer import LlavaTrainer, gathered
+
+
+@dataclass
+class ImageTextRun:
+    """A training that can start; what ``LlavaTrainer`` asks of a ``LlavaRun`` has the same names."""
+
+    settings: LlavaSettings
+    arguments: LlavaArguments
+    inputs: Inputs
+    model: PeftModel
+    processor: Any
+    train_set: ImageTextDataset
+    validation: None = None
+    probe: None = None
+
+    @property
+    def output(self) -> Path:
+        """The folder that is written."""
+        return Path(self.arguments.output_dir)
+
+    @property
+    def log(self) -> Path:
+        """Losses, a line each."""
+        return self.output / "train_log.jsonl"
+
+
+class ImageTextTrainer(LlavaTrainer):
+    """``LlavaTrainer`` for a model that keeps its tower."""
+
+    def __init__(self, run: ImageTextRun, stop_request: Any) -> None:
+        super().__init__(cast(LlavaRun, run), stop_request)
+        self._other = run
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Writes a whole folder on the main process."""
+        folder, run = Path(output_dir or self.args.output_dir), self._other
+        state = {}
+        for name, parameter in self.model.named_parameters():
+            if ".lora_" in name or ".modules_to_save." in name:
+                with gathered([parameter]):
+                    state[name] = parameter.detach().cpu().clone()
+
+        @refuse_full_disk(run.output)
+        def save() -> None:
+            folder.mkdir(parents=True, exist_ok=True)
+            save_config(folder / "config.yaml", resolved(run.settings, run.arguments))
+            card = format_image_text_card(run.settings.base, len(run.train_set), run.inputs.identity)
+            save_image_text(
+                folder, run.model, run.processor, state, base=run.settings.base, config=run.inputs.identity,
+                parents=run.inputs.parents, card=card,
+            )  # fmt: skip
+
+        distributed.run_on_main_process(save)
+
+    def _build_collator(self, run: Any) -> Any:
+        return ImageTextCollator(run.processor)
+
+    def _save_more(self, folder: Path) -> None:
+        """Nothing: the tower is the base's."""
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        Trainer._load_from_checkpoint(self, resume_from_checkpoint, model)
+
+
+def build_any_run(settings: LlavaSettings, arguments: LlavaArguments, inputs: Inputs) -> LlavaRun | ImageTextRun:
+    """The run of whatever model the base is; raises as ``build_run``."""
+    if model_type(settings.base) == "llava":
+        return build_run(settings, arguments, inputs)
+    with whole_tensors(arguments):
+        base, processor = load_image_text(settings.base, dtype=settings.dtype(arguments))
+        model = adapt(base, settings.lora)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data = parameter.data.float()
+    dataset = IALDataset(settings.data, settings.image_root)
+    train_set = ImageTextDataset(dataset, dataset.conversations("train"), processor)
+    if arguments.activation_checkpointing:
+        model.enable_input_require_grads()
+    return ImageTextRun(settings, arguments, inputs, model, processor, train_set)
+
+
+def describe_image_text(run: ImageTextRun) -> str:
+    """What is about to happen: the first dialogue as the base's template has it, and the steps."""
+    first: Mapping[str, Any] = vars(run.train_set.rendered[0])
+    return (
+        f"{first['text']!r}, of which the last {len(first['learned'])} marked tokens are learned\n"
+        f"{len(run.train_set)} dialogues; {step_line(len(run.train_set), run.arguments)}"
+    )
