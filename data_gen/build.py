@@ -96,7 +96,7 @@ def _run(steps: Steps, context: Context) -> None:
     steps.once("caps", cap_photos)
     if context.houses.numbers:
         steps.each("house_numbers", number_part)
-    steps.each("captions", caption_part)
+    steps.each("captions", caption_part, is_alone=context.settings.captioner in ("model", "server"))
     steps.each("conversations", talk_part)
     steps.once("summary", lambda context: _summarise(context, steps))
 

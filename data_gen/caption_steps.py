@@ -7,11 +7,9 @@ from data_gen.parts import Context, Facts
 from data_gen.positions import read_columns
 from llava_ial.records import (
     CaptionRecord,
-    GalleryRecord,
     PhotoRecord,
     from_table,
     read_part,
-    read_records,
     to_table,
     write_part,
 )
@@ -42,11 +40,11 @@ def caption_part(context: Context, part: int) -> Facts:
 
 
 def _mask(context: Context) -> LeakMask:
-    gallery = read_records(context.folder / "gallery", GalleryRecord)
-    first = gallery[0].address
+    addresses = read_columns(context.folder / "gallery", 0, ["address"])["address"].to_pylist()
     if context.compiled is not None:
         names, regions = set(context.compiled.street_map.names), set(context.compiled.street_map.neighbourhoods)
     else:
-        names = {record.address.street for record in gallery}
-        regions = {record.address.neighbourhood for record in gallery}
-    return LeakMask(sorted(names), [*sorted(regions), first.city, first.region, first.country])
+        names = {address["street"] for address in addresses}
+        regions = {address["neighbourhood"] for address in addresses}
+    city = [addresses[0][part] for part in ("city", "region", "country")]
+    return LeakMask(sorted(names), [*sorted(regions), *city])

@@ -29,6 +29,7 @@ from llava_ial.records import ConversationRecord, GalleryRecord, part_name, read
 from llava_ial.splits import SPLIT_NAMES
 
 CAPPED = "capped"
+_MOST = {"measured": 2, "all": 100}  # dialogues of a photo where the settings do not say; all: more than it can have
 NUM_SHOWN = 12  # photos of the preview
 
 
@@ -67,7 +68,7 @@ def _talk_part(context: Context, part: int) -> Facts:
     photos = _located(context, part, candidates)
     capped_file = context.work / CAPPED
     capped = set(read_columns(capped_file, part)["image_id"].to_pylist()) if capped_file.is_dir() else set()
-    dialogue_settings = DialogueSettings(settings.num_dialogues, settings.seed)
+    dialogue_settings = DialogueSettings(settings.num_dialogues or _MOST[settings.questions], settings.seed)
     is_last = part == num_parts(folder / "addresses") - 1
     refusals = _refusals(settings, context.workers, dialogue_settings) if is_last else []
     numbers = {}

@@ -113,12 +113,19 @@ class Steps:
             else:
                 self._wait([mark])
 
-    def each(self, name: str, task: PartTask) -> None:
-        """A step over each part: every process makes its own share, then waits until all parts are there."""
+    def each(self, name: str, task: PartTask, *, is_alone: bool = False) -> None:
+        """A step over each part: every process makes its own share, then waits until all parts are there.
+
+        Args:
+            name: Of the step.
+            task: What is done with a part.
+            is_alone: The task takes all that this machine has (a model, a server): no pool of processes.
+        """
         marks = [self._mark(name, part) for part in range(self.num_parts)]
         todo = [part for part, mark in enumerate(marks) if self._share.owns(part) and not mark.exists()]
         if todo:
-            run_parts(name, task, self._context, todo, self._options.engine)
+            context = replace(self._context, workers=1) if is_alone else self._context
+            run_parts(name, task, context, todo, self._options.engine)
         self._wait(marks)
 
     def facts(self, name: str) -> Facts:

@@ -65,7 +65,7 @@ class RunOptions:
         ),
     )
     wait_s: float = field(
-        default=600.0, metadata=_help("seconds without news of the other processes after which this one gives up")
+        default=21_600.0, metadata=_help("seconds without news of the other processes after which this one gives up")
     )
     map_cache: Path = field(
         default_factory=lambda: Path(os.environ.get("LLAVA_IAL_CACHE") or "~/.cache/llava-ial") / "maps",

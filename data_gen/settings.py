@@ -125,12 +125,18 @@ class BuildSettings(CaptionModelSettings, ServiceSettings):
     val_fraction: float = field(default=0.1, metadata=_help("share of the panoramas"))
     test_fraction: float = field(default=0.1, metadata=_help("share of the panoramas"))
     photo_licence: str = field(default="", metadata=_help("licence of the photos, as the data card states it"))
-    num_dialogues: int = field(default=2, metadata=_help("dialogues for each photo; the most where questions is all"))
-    questions: str = field(
-        default="measured",
+    num_dialogues: int = field(
+        default=0,
         metadata=_help(
-            "measured (the kinds that an evaluation scores) or all (choices, candidates, surroundings, certainty and "
-            "follow-ups too; half of each kind opens a dialogue)"
+            "questions all: the most dialogues of a photo, 0 for as many as its questions make; measured: "
+            "its questions are shared out over so many, 0 for 2"
+        ),
+    )
+    questions: str = field(
+        default="all",
+        metadata=_help(
+            "all (every kind; half of the questions of each kind open a dialogue) or measured (only the kinds that an "
+            "evaluation scores; a photo's first dialogue opens with the open question)"
         ),
     )
     negatives: Path | None = field(
@@ -167,8 +173,9 @@ class BuildSettings(CaptionModelSettings, ServiceSettings):
         _check_choice("captioner", self.captioner, CAPTIONERS)
         _check_choice("split", self.split, SPLITTERS)
         _check_choice("questions", self.questions, QUESTIONS)
-        if self.max_photos_per_sub_street < 0:
-            raise UserError(f"max_photos_per_sub_street: {self.max_photos_per_sub_street}; at least 0")
+        for name in ("max_photos_per_sub_street", "num_dialogues"):
+            if getattr(self, name) < 0:
+                raise UserError(f"{name}: {getattr(self, name)}; at least 0")
         self._check_source()
         self.check_service()
         self.check_captioner(self.captioner)
@@ -181,7 +188,7 @@ class BuildSettings(CaptionModelSettings, ServiceSettings):
                 raise UserError(f"{name}: {getattr(self, name)}; at least 0")
         if not 0 < self.max_distance_m <= MARGIN_M:
             raise UserError(f"max_distance_m: {self.max_distance_m}; above 0, at most {MARGIN_M:g}")
-        for name in ("min_positions", "num_dialogues", "rows_a_part"):
+        for name in ("min_positions", "rows_a_part"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}: {getattr(self, name)}; at least 1")
         for name in ("city", "region", "country"):

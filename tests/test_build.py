@@ -188,7 +188,7 @@ def test_finished_folder_is_left_alone_and_another_build_refused(
         ({"split": "random"}, "split: 'random'; allowed: fractions, given, blocked"),
         ({"max_distance_m": "0"}, "max_distance_m: 0.0; above 0"),
         ({"snap_m": "nan"}, "snap_m: nan; at least 0"),
-        ({"num_dialogues": "0"}, "num_dialogues: 0; at least 1"),
+        ({"num_dialogues": "-1"}, "num_dialogues: -1; at least 0"),
         ({"city": "Paris, Texas"}, "city: 'Paris, Texas' holds a comma"),
         ({"workers": "0"}, "workers: 0; at least 1"),
         ({"lat_column": "y"}, "no column 'y'; it has: image_path, image_id"),

@@ -20,6 +20,7 @@ from data_gen.photo_names import UtmZone, parse_photo_name, parse_zone
 from data_gen.photos import PhotoColumns, group_panoramas, read_photo_table
 from llava_ial.data.dataset import IALDataset
 from llava_ial.errors import UserError
+from llava_ial.prompts import WHERE
 from llava_ial.records import PhotoRecord, read_records
 from tests.grid_town import draw_photo
 
@@ -286,7 +287,10 @@ def test_published_layouts_build(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert {record.canonical for record in data.gallery} == {STREET}
     assert all(sample.photo.panorama_id and sample.address.method == "imported" for sample in train + test)
     assert all("a street view of" in s.caption and "on the street" in s.caption for s in train + test)
-    answer = data.conversations("test")[0].messages[1].content
+    turns = [
+        (d.tasks[i], d.messages[2 * i + 1].content) for d in data.conversations("test") for i in range(len(d.tasks))
+    ]
+    answer = next(text for task, text in turns if task == WHERE)
     city = "Pittsburgh, PA, USA" if config == "pitts_ial" else "San Francisco, CA, USA"
     assert answer == (
         "The address of this photo might be Grant Street, between Third Avenue and Fourth Avenue, Downtown, "
