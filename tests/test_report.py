@@ -9,11 +9,12 @@ from typing import Any
 import pytest
 
 from llava_ial.evaluation.gallery import BLOCK, NOWHERE, REFUSED, RIGHT, WRONG, choose_cases, collect_cases
+from llava_ial.evaluation.html_report import format_html
 from llava_ial.evaluation.metrics import score_answers
 from llava_ial.inference import AddressPredictor, Answer
 from serve.backends import as_backend
 from serve.evaluate import EvaluateConfig, evaluate
-from tests.forty_answers import ANSWERS, GAZETTEER, PLACES, TRUTHS, prediction
+from tests.forty_answers import ANSWERS, GALLERY, GAZETTEER, PLACES, TRUTHS, prediction
 from tests.test_chat_browser import CHROMIUM, DESK, FLAGS, PHONE
 from tests.tiny_models import TinyFolders
 
@@ -56,6 +57,21 @@ def test_verdicts_of_the_forty_answers() -> None:
         RIGHT, BLOCK, BLOCK, NOWHERE, WRONG, REFUSED, NOWHERE, RIGHT, RIGHT, RIGHT, RIGHT, NOWHERE, RIGHT, REFUSED,
         WRONG,
     ]  # fmt: skip
+
+
+def test_photos_of_one_place_do_not_hide_each_other() -> None:
+    """Photo a is said right once and wrong once on the same spot, f right alone."""
+    rows = [("a", "street in Grant Street, Downtown"), ("f", "Forbes Avenue")]
+    scored = score_answers([prediction(i, p, "where", text) for i, (p, text) in enumerate(rows)], TRUTHS, GAZETTEER)
+    truths = {**TRUTHS, "a2": replace(TRUTHS["a"])}
+    wrong = prediction(9, "a2", "where", "Forbes Avenue")
+    cases = collect_cases(truths, [*scored, *score_answers([wrong], truths, GAZETTEER)], [])
+    html = format_html({"split": "test", "num_photos": 3}, cases, GALLERY, {}, title="x", seed=0)
+    overview = html[: html.index("<h2>Photos")]
+    assert overview.count('class="point wrong"') == 1
+    assert overview.count('class="point right"') == 2
+    assert overview.index('class="point wrong"') < overview.index('class="point right"')
+    assert overview.count("street right in 1 of 2 photos") == 2
 
 
 def test_failures_come_first_and_the_draw_is_repeatable() -> None:

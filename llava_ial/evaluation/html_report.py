@@ -11,6 +11,7 @@ from llava_ial.evaluation.listed import Letter, Positions
 from llava_ial.evaluation.published import PUBLISHED
 from llava_ial.evaluation.reliability import Bin
 from llava_ial.evaluation.report import RATE_LABELS, say_elsewhere, say_positions
+from llava_ial.geo import GeoPoint
 from llava_ial.records import GalleryRecord
 from llava_ial.street_map import MapPoint, StreetMap, pan_and_zoom_script
 
@@ -155,14 +156,30 @@ def _reliability(metrics: Mapping[str, Any]) -> str:
 
 
 def _map(cases: Sequence[PhotoCase], street_map: StreetMap) -> str:
+    """One mark a place: a panorama's photos stand on each other, and the last one drawn would hide the others."""
+    at: dict[GeoPoint, list[PhotoCase]] = {}
+    for case in cases:
+        if case.truth.point:
+            at.setdefault(case.truth.point, []).append(case)
     points = [
-        MapPoint(case.truth.point, case.verdict == RIGHT, f"{case.image_id}: {VERDICTS[case.verdict]}")
-        for case in cases
-        if case.truth.point
+        # The dot leaves the corners of the square below it free, so that a place with both shows both.
+        MapPoint(point, is_right, _say_place(here))
+        for is_right in (False, True)
+        for point, here in at.items()
+        if any((case.verdict == RIGHT) == is_right for case in here)
     ]
     drawn = street_map.draw(label="right and wrong photos on the map", points=points, width_px=1000, height_px=600)
-    legend = '<p class="legend"><span class="dot yes"></span> street right <span class="dot no"></span> wrong</p>'
+    legend = (
+        '<p class="legend"><span class="dot yes"></span> street right <span class="dot no"></span> wrong; one on the '
+        "other where some photos of a place are right and some wrong</p>"
+    )
     return _section("Where it is right and wrong", drawn + legend)
+
+
+def _say_place(cases: Sequence[PhotoCase]) -> str:
+    if len(cases) == 1:
+        return f"{cases[0].image_id}: {VERDICTS[cases[0].verdict]}"
+    return f"street right in {sum(case.verdict == RIGHT for case in cases)} of {len(cases)} photos"
 
 
 def _places(metrics: Mapping[str, Any]) -> str:
