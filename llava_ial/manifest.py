@@ -5,12 +5,14 @@ so that its presence means "complete"; readers refuse a folder without one. Cloc
 ``run.json`` alone: every other published file is a function of inputs, configuration and seed.
 """
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
 import os
 import secrets
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -84,6 +86,25 @@ def claim_folder(folder: Path, kind: str, config: Mapping[str, Any]) -> FolderSt
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / BUILDING, {**mine, "config": config})
     return FolderState.NEW
+
+
+@contextlib.contextmanager
+def hold_folder(folder: Path) -> Iterator[None]:
+    """Keeps other processes out of a folder that was claimed and is not complete; a kill lets go of it too.
+
+    Raises:
+        UserError: Another process works on it.
+    """
+    import fcntl  # not on Windows, where everything else here can be read
+
+    with (folder / BUILDING).open("rb") as mark:
+        try:
+            fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"output folder {folder}: another process works on it; wait for it, or stop it") from error
+        except OSError as error:  # a file system that knows no locks: better unguarded than not at all
+            print(f"warning: {folder} cannot be locked ({error}); start no second run in it", file=sys.stderr)
+        yield
 
 
 def publish_manifest(

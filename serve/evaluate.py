@@ -18,6 +18,7 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count() or 1))  # read once, when torch is imported
 
+import contextlib
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +32,15 @@ from llava_ial.evaluation.baselines import Baselines
 from llava_ial.evaluation.questions import QuestionList, elsewhere_questions, load_questions
 from llava_ial.evaluation.ranking import rank_photos
 from llava_ial.inference import choose_device
-from llava_ial.manifest import FolderState, claim_folder, publish_manifest, read_manifest, write_json, write_text
+from llava_ial.manifest import (
+    FolderState,
+    claim_folder,
+    hold_folder,
+    publish_manifest,
+    read_manifest,
+    write_json,
+    write_text,
+)
 from llava_ial.records import PredictionRecord
 from llava_ial.wider_prompts import ELSEWHERE
 from serve.asking import PREDICTIONS, Asking
@@ -67,14 +76,7 @@ def evaluate(config: EvaluateConfig, backend: Backend | None = None) -> dict[str
     refuse_impossible(config)
     dataset = IALDataset(config.data, config.image_root)
     samples = dataset.samples(config.split)
-    questions = load_questions(dataset, config.split, config.tasks) if can_answer(config, dataset) else None
-    elsewhere = dict(questions.elsewhere) if questions else {}
-    if config.elsewhere:
-        added = {f"other/{file.relative_to(config.elsewhere)}": file for file in find_photos(config.elsewhere)}
-        elsewhere |= added
-        if questions and ELSEWHERE in config.tasks:
-            asked = [*questions.asked, *elsewhere_questions(list(added), config.seed)]
-            questions = replace(questions, asked=asked)
+    questions, elsewhere = _questions(config, dataset)
     given = read_answers(config.predictions, questions.asked) if config.predictions and questions else None
     baselines = None
     if config.baselines:
@@ -82,12 +84,13 @@ def evaluate(config: EvaluateConfig, backend: Backend | None = None) -> dict[str
     if config.compare:
         refuse_other(config.compare, dataset, config.split)
     identity, parents = identity_of(config, dataset)
-    state = run_on_main_process(lambda: claim_folder(config.output, KIND, identity))
     results = Results(dataset, samples, config.split, config.seed)
-    if state is not FolderState.COMPLETE:
-        _measure(config, results, backend or open_backend(config), questions, given, elsewhere)
-        if baselines and is_main_process():
-            results.add_baselines(baselines.rank(samples))
+
+    def claim() -> FolderState:
+        state = claim_folder(config.output, KIND, identity)
+        if state is not FolderState.COMPLETE:
+            held.enter_context(hold_folder(config.output))
+        return state
 
     def finish() -> dict[str, Any]:
         metrics = (
@@ -97,7 +100,26 @@ def evaluate(config: EvaluateConfig, backend: Backend | None = None) -> dict[str
             compare(config.output, config.compare, dataset, results.truths, config.seed)
         return metrics
 
-    return run_on_main_process(finish)
+    with contextlib.ExitStack() as held:
+        state = run_on_main_process(claim)
+        if state is not FolderState.COMPLETE:
+            _measure(config, results, backend or open_backend(config), questions, given, elsewhere)
+            if baselines and is_main_process():
+                results.add_baselines(baselines.rank(samples))
+        return run_on_main_process(finish)
+
+
+def _questions(config: EvaluateConfig, dataset: IALDataset) -> tuple[QuestionList | None, dict[str, Path]]:
+    """What is asked, None for a model that only ranks, and the photos of other places."""
+    questions = load_questions(dataset, config.split, config.tasks) if can_answer(config, dataset) else None
+    elsewhere = dict(questions.elsewhere) if questions else {}
+    if config.elsewhere:
+        added = {f"other/{file.relative_to(config.elsewhere)}": file for file in find_photos(config.elsewhere)}
+        elsewhere |= added
+        if questions and ELSEWHERE in config.tasks:
+            asked = [*questions.asked, *elsewhere_questions(list(added), config.seed)]
+            questions = replace(questions, asked=asked)
+    return questions, elsewhere
 
 
 def _measure(

@@ -146,6 +146,21 @@ def test_stopped_at_any_write_and_continued(config, predictor, tmp_path) -> None
         assert _published(config.output) == expected
 
 
+def test_a_second_run_in_a_folder_waits_for_the_first(config, predictor) -> None:
+    """Both would ask everything, and of a hosted model that costs twice."""
+    refused = []
+
+    class Meanwhile(Flaky):
+        def answer_batch(self, dialogues, photos, **settings) -> list[Answer]:
+            with pytest.raises(UserError, match="another process works on it"):
+                evaluate(config, as_backend(predictor, config))
+            refused.append(True)
+            return super().answer_batch(dialogues, photos, **settings)
+
+    evaluate(config, as_backend(Meanwhile(predictor, 0, KeyboardInterrupt()), config))
+    assert refused
+
+
 @pytest.mark.parametrize("cut", [1, 20, 200])
 def test_a_torn_last_line_is_asked_again(config, predictor, tmp_path, cut) -> None:
     evaluate(config, as_backend(predictor, config))
