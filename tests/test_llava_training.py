@@ -129,6 +129,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_publishes_nothing(train: Trai
     ("options", "complaint"),
     [
         ({"output_dir": None}, "--output_dir None: allowed: the folder to write"),
+        ({"fp16": True, "deepspeed": "train/configs/zero2.json"}, "--fp16 True: allowed: false with --deepspeed"),
         ({"push_to_hub": True}, "--push_to_hub True: allowed: false; python -m train.merge"),
         ({"deepspeed": "nowhere.json"}, "--deepspeed nowhere.json: No such file"),
         ({"deepspeed": "README.md"}, "--deepspeed README.md: not JSON"),

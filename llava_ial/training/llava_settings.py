@@ -1,9 +1,6 @@
 """Options of stage 2: data, models and what is tuned; everything else is ``transformers.TrainingArguments``."""
 
 import json
-import os
-import shutil
-import socket
 from dataclasses import MISSING, Field, asdict, dataclass, field, fields
 from enum import Enum
 from pathlib import Path
@@ -17,6 +14,7 @@ from llava_ial.errors import UserError
 from llava_ial.models.llava import LoraSettings
 from llava_ial.models.quantized import QUANTIZATIONS
 from llava_ial.models.tuned_tower import TOWER_TUNING
+from llava_ial.training.deepspeed_start import be_one_process_without_launcher, refuse_missing_compiler
 
 # These say where things lie, what is shown and how fast it goes, not what comes out: a run may be resumed with others.
 # The inputs stand in a run's identity by their hashes, the DeepSpeed file by its content.
@@ -34,7 +32,6 @@ _ALLOWED = {
     "tune_vision_tower": TOWER_TUNING,
     "publish": ("last", "best"),
 }
-_COMPILERS = ("c++", "g++", "clang++")
 
 
 @dataclass
@@ -187,6 +184,8 @@ class LlavaArguments(TrainingArguments):
         for name in ("logging_nan_inf_filter", "remove_unused_columns"):
             _require(not getattr(self, name), name, getattr(self, name), "false")
         _require(not self.load_best_model_at_end, "load_best_model_at_end", True, "false; take --publish best")
+        mend = "false with --deepspeed, which makes another tower of stage 1's by it; take --bf16 true"
+        _require(not (self.fp16 and self.deepspeed), "fp16", True, mend)
         mend = "false; python -m train.merge --push_to_hub OWNER/NAME uploads what is finished"
         _require(not self.push_to_hub, "push_to_hub", True, mend)
         allowed = ("random", "sequential", "group_by_length")
@@ -249,32 +248,6 @@ def refuse_beside_other_bases(settings: LlavaSettings, arguments: LlavaArguments
 def is_measured(arguments: TrainingArguments) -> bool:
     """True if ``--eval_strategy`` names a time to measure."""
     return str(getattr(arguments.eval_strategy, "value", arguments.eval_strategy)) != "no"
-
-
-def be_one_process_without_launcher() -> None:
-    """Says to DeepSpeed what its launcher would; started by plain ``python`` it looks for MPI and dies without it."""
-    if "RANK" in os.environ:
-        return
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-
-
-def refuse_missing_compiler(*, needs_cpu: bool) -> None:
-    """DeepSpeed compiles a part at its first start on the CPU and, without a compiler, dies far from the reason.
-
-    Raises:
-        UserError: No C++ compiler or no ninja, with the package to install.
-    """
-    if not needs_cpu:
-        return
-    for names, package in ((_COMPILERS, "g++"), (("ninja",), "ninja-build")):
-        if not any(shutil.which(name) for name in names):
-            raise UserError(
-                f"--deepspeed needs {package} on the CPU: apt-get install {package} (Debian, Ubuntu), "
-                "or leave --deepspeed out"
-            )
 
 
 def resolved(settings: LlavaSettings, arguments: LlavaArguments) -> dict[str, Any]:

@@ -159,7 +159,9 @@ class LlavaTrainer(Trainer):
         """Measures loss and generated answers, and keeps the model if it is the best so far."""
         run, control = self._run, self.control  # type: ignore[has-type]
         best, num_since = distributed.run_on_main_process(lambda: best_so_far(run.log))
-        found = self._measure()
+        measured = self._measure()
+        # Processes may differ in the last bit, and all of them must save or none.
+        found = distributed.run_on_main_process(lambda: measured)
         if is_better(found, best):
             num_since = 0
             self._save_best()
