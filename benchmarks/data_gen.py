@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ def main() -> None:
         "repeats": settings.repeats,
         "rows": rows,
         "peak_memory_mb": round(peak_mb),
-        "osmnx": "measured" if _has_osmnx() else "not installed",
+        "osmnx": version("osmnx") if _has_osmnx() else "not installed",
         "versions": library_versions() | {"shapely": shapely.__version__},
     }
     settings.output.parent.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ Panoramas are drawn along the streets with an error of 5 m, each with the crops 
 The build is the command itself. Writes benchmarks/results/data_gen_scale.json and prints a table.
 """
 
+import json
 import os
 import shutil
 import subprocess
@@ -30,7 +31,18 @@ RESULTS = Path("benchmarks/results/data_gen_scale.json")
 _CROPS = 12
 _POLL_S = 0.5
 _BATCH = 1_000_000
-_STEPS = ("list", "check", "photos", "geocode", "addresses", "caps", "captions", "conversations", "summary")
+_STEPS = (
+    "list",
+    "check",
+    "photos",
+    "geocode",
+    "addresses",
+    "caps",
+    "house_numbers",
+    "captions",
+    "conversations",
+    "summary",
+)
 
 
 @dataclass
@@ -103,7 +115,7 @@ def write_positions(street_map: StreetMap, count: int, path: Path) -> None:
 
 
 def _measured_build(settings: ScaleSettings, table: Path) -> tuple[list[dict[str, Any]], float, float]:
-    """Runs the build; times of its steps by the marks that they leave, and the most memory seen."""
+    """Runs the build; times of its steps as it notes them, and the most memory seen."""
     output = settings.folder / "data"
     options: dict[str, object] = {
         "image_root": settings.folder,
@@ -121,37 +133,21 @@ def _measured_build(settings: ScaleSettings, table: Path) -> tuple[list[dict[str
     }
     command = [sys.executable, "-m", "data_gen.build"]
     command += [text for name, value in options.items() if value is not None for text in (f"--{name}", str(value))]
-    started, peak_mb, ended = time.time(), 0.0, {}
+    started, peak_mb = time.time(), 0.0
     with (settings.folder / "log.txt").open("w", encoding="utf-8") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
         while process.poll() is None:
             time.sleep(_POLL_S)
             peak_mb = max(peak_mb, _memory_mb(process.pid))
-            ended |= _ended(output)
     total_s = time.time() - started
     if process.returncode:
         raise UserError(f"the build failed; {settings.folder / 'log.txt'} says why")
-    rows, before = [], started
-    for step in (step for step in _STEPS if step in ended):
-        seconds = max(ended[step] - before, 1e-3)
-        rows.append(
-            {"step": step, "seconds": round(seconds, 1), "positions_per_s": round(settings.num_positions / seconds)}
-        )
-        before = ended[step]
-    return rows, total_s, peak_mb
-
-
-def _ended(output: Path) -> dict[str, float]:
-    """When each step ended, by the newest of its marks."""
-    done = output / ".work" / "done"
-    try:
-        marks = [(path.relative_to(done).parts[0].removesuffix(".json"), path) for path in done.rglob("*.json")]
-        found: dict[str, float] = {}
-        for step, path in marks:
-            found[step] = max(found.get(step, 0.0), path.stat().st_mtime)
-    except FileNotFoundError:  # the build is tidying up
-        return {}
-    return found
+    noted: dict[str, float] = json.loads((output / "run.json").read_text(encoding="utf-8"))["step_seconds"]
+    rows = [
+        {"step": step, "seconds": seconds, "positions_per_s": round(settings.num_positions / max(seconds, 0.01))}
+        for step, seconds in noted.items()
+    ]
+    return sorted(rows, key=lambda row: _STEPS.index(row["step"])), total_s, peak_mb
 
 
 def _memory_mb(pid: int) -> float:

@@ -81,7 +81,7 @@ def build(settings: BuildSettings, options: RunOptions) -> None:
             shutil.rmtree(folder)
         raise
     if options.share.index == 0:
-        _publish(context, identity, started, steps.facts("summary"))
+        _publish(context, identity, started, steps)
         print_examples(folder)
     print(f"\ncomplete: {folder}; look at {folder / 'preview.html'}")
 
@@ -162,16 +162,16 @@ def _summarise(context: Context, steps: Steps) -> Facts:
     return counts
 
 
-def _publish(context: Context, identity: dict[str, Any], started: float, counts: Facts) -> None:
+def _publish(context: Context, identity: dict[str, Any], started: float, steps: Steps) -> None:
     """What makes the folder a finished one; the manifest is the last file."""
     settings, folder = context.settings, context.folder
     for leftover in folder.rglob(".*.tmp"):  # of an earlier start that was killed while it wrote
         if WORK not in leftover.parts:
             leftover.unlink()
     save_config(folder / "config.yaml", settings)
-    write_json(folder / "run.json", _run_facts(started))
+    write_json(folder / "run.json", {**_run_facts(started), "step_seconds": steps.seconds(started)})
     image_root = os.path.relpath(settings.image_root.resolve(), folder.resolve())
-    publish_manifest(folder, KIND, identity, image_root=Path(image_root).as_posix(), counts=counts)
+    publish_manifest(folder, KIND, identity, image_root=Path(image_root).as_posix(), counts=steps.facts("summary"))
     shutil.rmtree(context.work, ignore_errors=True)
 
 

@@ -37,6 +37,9 @@ TELLS = {
 }
 
 
+_FACTS = {task: frozenset(facts) for task, facts in TELLS.items()}
+
+
 @dataclass(frozen=True)
 class DialogueSettings:
     """How many dialogues a photo gets, and the seed of every choice."""
@@ -99,15 +102,15 @@ def converse(
         turns = []
         for question in questions:
             task, asked = question.task, question.asked
-            tells = TELLS[task] if task != YES_NO or asked == address.street else set()
+            tells = _FACTS[task] if task != YES_NO or asked == address.street else frozenset()
             turns.append(
                 Turn(
                     task,
                     _word(question, image_id, split, count[task], settings.seed),
                     format_answer(task, address, asked=asked),
                     f"{image_id}/{task}/{count[task]}",
-                    frozenset(tells),
-                    frozenset(TELLS[task]),
+                    tells,
+                    _FACTS[task],
                     asked,
                 )
             )

@@ -136,6 +136,19 @@ class Steps:
         """What a step over each part noted, by part."""
         return [_load(self._mark(name, part)) for part in range(self.num_parts)]
 
+    def seconds(self, started: float) -> dict[str, float]:
+        """How long each step took that ended after ``started`` (of the clock), by the newest of its marks."""
+        ended: dict[str, float] = {}
+        done = self._context.work / "done"
+        for mark in done.rglob("*.json"):
+            step = mark.relative_to(done).parts[0].removesuffix(".json")
+            ended[step] = max(ended.get(step, 0.0), mark.stat().st_mtime)
+        found, before = {}, started
+        for step, moment in sorted(ended.items(), key=lambda item: item[1]):
+            if moment > started:
+                found[step], before = round(moment - before, 2), moment
+        return found
+
     def is_published(self) -> bool:
         """True once the first process has finished the folder."""
         return (self._context.folder / MANIFEST).exists()

@@ -82,6 +82,8 @@ def claim_folder(folder: Path, kind: str, config: Mapping[str, Any]) -> FolderSt
         return state
     # A kill while the mark itself was written leaves a temporary file and nothing else.
     if folder.exists() and (not folder.is_dir() or any(not _is_temporary_mark(path) for path in folder.iterdir())):
+        if (folder / BUILDING).exists() or (folder / MANIFEST).exists():
+            return claim_folder(folder, kind, config)  # a process that shares the run took it between two looks
         raise UserError(f"output folder {folder} is not empty and was not made by this command; choose another one")
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / BUILDING, {**mine, "config": config})

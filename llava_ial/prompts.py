@@ -210,10 +210,11 @@ def format_answer(task: str, address: Address, *, asked: str = "") -> str:
     """
     forms = WORDINGS[task].answers
     form = forms[asked != address.street] if task == YES_NO else forms[0]
+    # What a form does not hold is not worked out: tens of millions of answers are written.
     return form.format(
         address=format_spoken(address) if task == WHERE else "",
         street=address.street,
-        piece=format_piece(address),
+        piece=format_piece(address) if task == BETWEEN else "",
         neighbourhood=address.neighbourhood,
         city=address.city,
         asked=asked,

@@ -30,7 +30,8 @@ def test_a_build_is_measured_step_by_step(monkeypatch: pytest.MonkeyPatch, tmp_p
     monkeypatch.setattr(sys, "argv", ["scale", *options, "--output", str(tmp_path / "r.json"), "--workers", "1"])
     main()
     found = json.loads((tmp_path / "r.json").read_text())
-    assert [row["step"] for row in found["steps"]][:3] == ["list", "check", "photos"]
+    steps = ["list", "check", "photos", "geocode", "addresses", "caps", "captions", "conversations", "summary"]
+    assert [row["step"] for row in found["steps"]] == steps
     assert found["positions"] == 600
     assert found["peak_memory_mb"] > 50
     assert not folder.exists()
