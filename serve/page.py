@@ -16,7 +16,7 @@ from serve.api import Api
 from serve.metrics import WHY
 from serve.places import Places, answer_address
 from serve.talk import FAILURES, MAX_QUESTION_CHARACTERS, Talk, Talker, Turn, sentence
-from serve.uploads import MAX_AGE_S, Uploads
+from serve.uploads import MAX_AGE_S, Uploads, refuse_addresses
 from serve.why import attribute
 
 # Uploads: looked at every minute, deleted when an hour old.
@@ -108,6 +108,7 @@ class ChatPage:
             check.change(self.check_position, [talk, check], position, queue=False, **HIDDEN)
             page.unload(self._uploads.forget_visitor)
             Api(self.talker, self._uploads).add(photo, question, ON_MODEL)
+        refuse_addresses(page)
         page.queue(max_size=self.options.max_waiting)
         return page
 

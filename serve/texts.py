@@ -78,6 +78,7 @@ POSITION_ALONE = "The photo says {street} ({distance} away from it); there is no
 NO_POSITION = "This photo carries no position."
 
 NO_PHOTO = "Please add a photo first."
+NO_ADDRESS = "A photo is uploaded, not named by its address: nothing is fetched from other computers."
 NO_QUESTION = "Please type a question."
 BAD_PHOTO = "{reason}. Please choose a photo as JPEG, PNG or WebP."
 TOO_MANY_PHOTOS = "At most {most} photos are looked at together."

@@ -8,15 +8,39 @@ import contextlib
 import threading
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import gradio as gr
+
+from serve import texts
+
+Move = Callable[[Path | str | None], Awaitable[str | None]]
 
 # Longest life of a photo, and of one that nobody uses.
 MAX_AGE_S, UNUSED_S = 3600, 600
 # An upload that has not grown for so long will not go on.
 STRAY_S = 120
+
+
+def refuse_addresses(page: gr.Blocks) -> None:
+    """Lets no component of a page download a file that is named by its address.
+
+    Gradio would fetch it before anything of ours is called: whoever can ask could send this computer to any other.
+    """
+    for block in page.blocks.values():
+        block.async_move_resource_to_block_cache = _of_this_computer(  # type: ignore[method-assign]
+            block.async_move_resource_to_block_cache
+        )
+
+
+def _of_this_computer(move: Move) -> Move:
+    async def moved(path: Path | str | None) -> str | None:
+        if isinstance(path, str) and "://" in path:
+            raise gr.Error(texts.NO_ADDRESS, print_exception=False)
+        return await move(path)
+
+    return moved
 
 
 class Uploads:

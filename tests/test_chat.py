@@ -240,6 +240,8 @@ def test_an_mcp_client_locates_a_photo(server, photos, predictor) -> None:
             await session.initialize()
             names = [tool.name for tool in (await session.list_tools()).tools]
             photo = "data:image/jpeg;base64," + base64.b64encode(path.read_bytes()).decode()
+            fetched = await session.call_tool("locate", {"photo": "http://192.0.2.7/a.jpg"})
+            assert fetched.isError, "the server may not fetch anything"
             return names, await session.call_tool("locate", {"photo": photo})
 
     names, result = asyncio.run(call())

@@ -204,3 +204,16 @@ def test_a_connection_that_closes_in_the_middle_leaves_nothing(server, uploads, 
         data = {"path": stored, "meta": {"_type": "gradio.FileData"}}
         event = httpx.post(f"{server}/gradio_api/call/ask", json={"data": [data, PUBLISHED_QUESTION]}).json()
         visitor.get(f"{server}/gradio_api/call/ask/{event['event_id']}")
+
+
+@pytest.mark.parametrize(
+    "address", ["http://192.0.2.7/a.jpg", "https://street-photos.example/a.jpg", "http://[2001:db8::7]/"]
+)
+def test_a_photo_by_its_address_is_fetched_from_nowhere(server, address) -> None:
+    """Gradio would download it: a visitor could send this computer to any other. The guarded server would end."""
+    for field in ({"path": address}, {"path": address, "url": address}):
+        data = field | {"meta": {"_type": "gradio.FileData"}}
+        event = httpx.post(f"{server}/gradio_api/call/locate", json={"data": [data]}).json()["event_id"]
+        said = httpx.get(f"{server}/gradio_api/call/locate/{event}").text
+        assert "event: error" in said
+        assert texts.NO_ADDRESS in said
