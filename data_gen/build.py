@@ -73,6 +73,8 @@ def build(settings: BuildSettings, options: RunOptions) -> None:
         return
     context = Context(settings, folder, options.map_cache, options.workers)
     steps = Steps(context, options)
+    if options.share.count > 1:
+        print(f"process {options.share.index} of {options.share.count} that share {folder}", flush=True)
     try:
         _run(steps, context)
     except UserError:

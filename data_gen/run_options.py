@@ -9,10 +9,11 @@ from llava_ial.errors import UserError
 
 ENGINES = ("local", "ray")
 # Variables of this process's number, of the number of processes, of the first number and of the step between two.
+# Of SLURM's it is the step's number of tasks: a batch script started with many tasks is itself a single process.
 _LAUNCHERS = (
     ("RANK", "WORLD_SIZE", "", ""),
     ("SLURM_ARRAY_TASK_ID", "SLURM_ARRAY_TASK_COUNT", "SLURM_ARRAY_TASK_MIN", "SLURM_ARRAY_TASK_STEP"),
-    ("SLURM_PROCID", "SLURM_NTASKS", "", ""),
+    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "", ""),
 )
 
 
@@ -61,7 +62,7 @@ class RunOptions:
     num_shards: int = field(
         default=0,
         metadata=_help(
-            "processes that share this build; default: WORLD_SIZE, SLURM_NTASKS or the array's size, else 1"
+            "processes that share this build; default: WORLD_SIZE, SLURM_STEP_NUM_TASKS or the array's size, else 1"
         ),
     )
     wait_s: float = field(

@@ -172,10 +172,10 @@ def test_ray_that_is_not_there_is_named(town: dict[str, str], tmp_path: Path) ->
     [
         ({}, Share(0, 1)),
         ({"RANK": "3", "WORLD_SIZE": "8"}, Share(3, 8)),
-        ({"SLURM_PROCID": "1", "SLURM_NTASKS": "2"}, Share(1, 2)),
+        ({"SLURM_PROCID": "1", "SLURM_STEP_NUM_TASKS": "2"}, Share(1, 2)),
         (
             {"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_COUNT": "4", "SLURM_ARRAY_TASK_MIN": "1"}
-            | {"SLURM_ARRAY_TASK_STEP": "2", "SLURM_PROCID": "0", "SLURM_NTASKS": "1"},
+            | {"SLURM_ARRAY_TASK_STEP": "2", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"},
             Share(3, 4),
         ),
     ],
@@ -183,7 +183,7 @@ def test_ray_that_is_not_there_is_named(town: dict[str, str], tmp_path: Path) ->
 def test_launchers_name_the_share(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, environment: dict[str, str], share: Share
 ) -> None:
-    for name in ("RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_NTASKS"):
+    for name in ("RANK", "WORLD_SIZE", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS"):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
