@@ -1,5 +1,7 @@
 """Every metric of a file of forty answers that was scored by hand."""
 
+from pathlib import Path
+
 import pytest
 
 from llava_ial.evaluation.breakdown import Placing, by_neighbourhood, by_street, confusions
@@ -7,6 +9,7 @@ from llava_ial.evaluation.consistency import consistency
 from llava_ial.evaluation.metrics import measure, score_answers
 from llava_ial.evaluation.reading import is_refusal, read_choice, read_options
 from llava_ial.evaluation.reliability import auroc, measure_reliability
+from llava_ial.evaluation.report import RATE_LABELS
 from tests.forty_answers import ANSWERS, EXPECTED, GAZETTEER, MEDIAN_M, P90_M, PLACES, TRUTHS, prediction, predictions
 
 
@@ -25,6 +28,11 @@ def test_forty_answers_scored_by_hand() -> None:
         "num_located": 9,
     }
     assert metrics.smallest_visible.keys() == metrics.rates.keys() - {"yes_no_balanced_accuracy"}
+
+
+def test_every_rate_is_explained() -> None:
+    text = (Path(__file__).resolve().parents[1] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+    assert [name for name in {*RATE_LABELS, *EXPECTED} if f"`{name}`" not in text] == []
 
 
 def test_without_geometry_the_metrics_that_need_it_are_left_out() -> None:
