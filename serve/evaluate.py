@@ -114,7 +114,8 @@ def _questions(config: EvaluateConfig, dataset: IALDataset) -> tuple[QuestionLis
     questions = load_questions(dataset, config.split, config.tasks) if can_answer(config, dataset) else None
     elsewhere = dict(questions.elsewhere) if questions else {}
     if config.elsewhere:
-        added = {f"other/{file.relative_to(config.elsewhere)}": file for file in find_photos(config.elsewhere)}
+        files = find_photos(config.elsewhere)
+        added = {f"other/{file.relative_to(config.elsewhere).as_posix()}": file for file in files}
         elsewhere |= added
         if questions and ELSEWHERE in config.tasks:
             asked = [*questions.asked, *elsewhere_questions(list(added), config.seed)]

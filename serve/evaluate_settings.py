@@ -137,7 +137,9 @@ def identity_of(config: EvaluateConfig, dataset: IALDataset) -> tuple[dict[str, 
     else:
         parents["model"] = file_hash(Path(str(config.model)) / MANIFEST)
     if config.elsewhere:
-        parents["elsewhere"] = config_hash({photo.name: file_hash(photo) for photo in find_photos(config.elsewhere)})
+        photos = find_photos(config.elsewhere)
+        hashes = {photo.relative_to(config.elsewhere).as_posix(): file_hash(photo) for photo in photos}
+        parents["elsewhere"] = config_hash(hashes)
     names = (
         "split",
         "answers",

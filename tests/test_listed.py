@@ -140,6 +140,12 @@ def test_an_evaluation_with_photos_of_elsewhere(tiny_folders, tmp_path) -> None:
     assert "AUROC" in (config.output / "report.html").read_text()
     assert "other/far/0.jpg" in (config.output / "answers.csv").read_text()
 
+    (elsewhere / "near").mkdir()
+    tiny_photo(30, 0).save(elsewhere / "near" / "0.jpg")  # of the same name, in another folder
+    with pytest.raises(ValueError, match="holds another run"):
+        evaluate(config, asks)
+    (elsewhere / "near" / "0.jpg").unlink()
+
     ranked = EvaluateConfig(
         tiny_folders.data, tmp_path / "ranked", str(tiny_folders.clip), split="train", elsewhere=elsewhere
     )
