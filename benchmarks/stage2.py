@@ -97,6 +97,8 @@ def main() -> None:
         "machine": f"{len(os.sched_getaffinity(0))} CPU cores", "torch": torch.__version__,
         "model": {"width": config.width, "layers": config.layers, "image_tokens": (config.image_size // 8) ** 2},
         "batch_size": config.batch_size, "parts": found, "left_out": [] if config.trl_python else [TRL],
+        # Where these differ by more than the ratios below, the machine was busy and the ratios say nothing.
+        "turns": {part: [round(run["questions_per_second"], 2) for run in of] for part, of in runs.items()},
         "questions_per_second_to": {part: speed[OURS] / speed[part] for part in speed if part != OURS},
     }  # fmt: skip
     write_json(config.output, results)
