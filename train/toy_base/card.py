@@ -60,7 +60,7 @@ _TEXTS: dict[str, dict[str, str]] = {
         "stands_for": "LLaVA-1.5",
         "architecture": "LlavaForConditionalGeneration",
         "data": "{scenes_per_city} photos each were described; the addresses of {talking_cities} were spoken of in "
-        "dialogues without any photo.",
+        "dialogues without any photo, most of them with made-up names in place of the town's.",
         "training": "{steps} steps of {batch_size} dialogues, one half descriptions with the photo, the other half "
         "talk about addresses; AdamW with a cosine from {learning_rate}; projector and language model; the tower is "
         "frozen.",

@@ -1,16 +1,19 @@
 """What ``toy-llava`` hears: scenes described with their photos, addresses talked about without."""
 
+import re
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
+from llava_ial.address import Address
 from llava_ial.conversation import IMAGE_TOKEN, Message, user_question
 from llava_ial.data.dataset import IALDataset
 from llava_ial.errors import UserError
+from train.toy_base.names import made_up_word
 
 SCENE_QUESTIONS = (
     "What does this photo show?",
@@ -20,6 +23,8 @@ SCENE_QUESTIONS = (
     "What do you see?",
     "Tell me what is in this picture.",
 )
+_MADE_UP_SHARE = 0.7
+_MOST_FOLLOW_UPS = 3
 # Half of the talk says first where the photo was taken: the language model learns to take names from what it was told.
 _TOLD = ("This photo was taken at {}. ", "I am standing at {}. ", "The photo shows {}. ")
 
@@ -34,19 +39,51 @@ def scene_dialogues(captions: Sequence[str], seed: int) -> list[list[Message]]:
 
 
 def address_dialogues(data_sets: Sequence[Path], seed: int) -> list[list[Message]]:
-    """The dialogues of data sets as text; every second one, by chance, is told the address."""
+    """The dialogues of data sets as text, most with made-up names; every second one, by chance, is told the address.
+
+    Where each dialogue has names of its own, a later turn can only be answered by reading the earlier ones. With the
+    few names of some towns a language model learns the names instead.
+    """
     draw = np.random.default_rng(seed)
     talks: list[list[Message]] = []
     for folder in data_sets:
         dataset = IALDataset(folder)
         spoken = {record.sub_street_id: record.spoken for record in dataset.gallery}
+        words = name_words(record.address for record in dataset.gallery)
         for record in dataset.conversations("train"):
-            first, *rest = record.messages
+            first, *rest = some_turns(record.messages, draw)
             question = first.content.replace(IMAGE_TOKEN, "").strip()
             if draw.random() < 0.5:
                 question = _TOLD[draw.integers(len(_TOLD))].format(spoken[record.sub_street_id]) + question
-            talks.append([Message("user", question), *rest])
+            talk = [Message("user", question), *rest]
+            talks.append(rename(talk, words, draw) if draw.random() < _MADE_UP_SHARE else talk)
     return talks
+
+
+def some_turns(messages: Sequence[Message], draw: np.random.Generator) -> list[Message]:
+    """The first question with its answer and up to ``_MOST_FOLLOW_UPS`` of the later ones, in order."""
+    later = np.arange(2, len(messages), 2)
+    kept = np.sort(draw.permutation(later)[: draw.integers(_MOST_FOLLOW_UPS + 1)])
+    return [messages[i] for start in (0, *kept) for i in (start, start + 1)]
+
+
+def name_words(addresses: Iterable[Address]) -> set[str]:
+    """The words that make one town's names its own: "Quail" of "Quail Road", "Farminster" of "Farminster Bay"."""
+    names = {
+        name for a in addresses for name in (a.street, a.neighbourhood, a.city, *(c.street for c in a.cross_streets))
+    }
+    return {word for name in names if name for word in (name.split()[:-1] or name.split())}
+
+
+def rename(messages: Sequence[Message], words: set[str], draw: np.random.Generator) -> list[Message]:
+    """The same dialogue with another made-up word for each of ``words``, the same one throughout."""
+    others: dict[str, str] = {}
+    pattern = re.compile(r"\b(?:" + "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True)) + r")\b")
+
+    def other(found: re.Match[str]) -> str:
+        return others.setdefault(found.group(), made_up_word(draw))
+
+    return [Message(message.role, pattern.sub(other, message.content)) for message in messages]
 
 
 def build_data_sets(cities: Sequence[Path], folder: Path) -> list[Path]:

@@ -62,11 +62,11 @@ class Settings:
     vocab_size: int = field(default=1024, metadata={"help": "entries of the byte-level BPE"})
     width: int = field(default=96, metadata={"help": "hidden size of the language model"})
     layers: int = field(default=4, metadata={"help": "layers of the language model"})
-    steps: int = field(default=600, metadata={"help": "optimiser steps"})
-    batch_size: int = field(default=64, metadata={"help": "dialogues a step; half with a photo"})
+    steps: int = field(default=2600, metadata={"help": "optimiser steps"})
+    batch_size: int = field(default=32, metadata={"help": "dialogues a step; half with a photo"})
     learning_rate: float = field(default=2e-3, metadata={"help": "peak of the cosine"})
     weight_decay: float = field(default=0.05, metadata={"help": "on matrices"})
-    warmup_steps: int = field(default=60, metadata={"help": "linear warm-up"})
+    warmup_steps: int = field(default=100, metadata={"help": "linear warm-up"})
     seed: int = field(default=0, metadata={"help": "of weights and order"})
 
 

@@ -1,0 +1,63 @@
+"""What toy-llava hears of addresses: some turns, and names that only the dialogue itself can have told."""
+
+from pathlib import Path
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llava_ial.address import Address, CrossStreet
+from llava_ial.conversation import Message
+from tests.tiny_world import build_tiny_dataset
+from train.toy_base.dialogues import address_dialogues, name_words, rename, some_turns
+
+TALK = [
+    Message("user", "Where is this?"),
+    Message("assistant", "This is Oak Road, between Elm Lane and Oakley Street, Old Market, Bay."),
+    Message("user", "Is this Oak Road?"),
+    Message("assistant", "Yes, this is Oak Road."),
+    Message("user", "In which quarter?"),
+    Message("assistant", "The neighbourhood is Old Market."),
+]
+
+
+def test_each_word_of_a_name_has_one_other_name_throughout() -> None:
+    said = rename(TALK, {"Oak", "Elm", "Old", "Bay"}, np.random.default_rng(0))
+    oak = said[2].content.removeprefix("Is this ").removesuffix(" Road?")
+    old = said[5].content.removeprefix("The neighbourhood is ").removesuffix(" Market.")
+    assert {oak, old}.isdisjoint({"Oak", "Old"})
+    assert oak != old
+    assert said[1].content.startswith(f"This is {oak} Road, between ")
+    assert f" and Oakley Street, {old} Market, " in said[1].content  # a longer word is not touched
+    assert said[3].content == f"Yes, this is {oak} Road."
+    assert [message.role for message in said] == [message.role for message in TALK]
+
+
+def test_another_dialogue_has_other_names() -> None:
+    draw = np.random.default_rng(0)
+    assert len({rename(TALK, {"Oak"}, draw)[3].content for _ in range(20)}) > 15
+
+
+@given(st.integers(0, 10_000))
+def test_kept_turns_are_the_first_and_whole_pairs_in_order(seed: int) -> None:
+    kept = some_turns(TALK, np.random.default_rng(seed))
+    pairs = [tuple(kept[i : i + 2]) for i in range(0, len(kept), 2)]
+    all_pairs = [tuple(TALK[i : i + 2]) for i in range(0, len(TALK), 2)]
+    assert pairs[0] == all_pairs[0]
+    assert [all_pairs.index(pair) for pair in pairs] == sorted({all_pairs.index(pair) for pair in pairs})
+
+
+def test_the_words_of_names_leave_out_the_kind_of_street() -> None:
+    address = Address("Oak Road", "Old Market", (CrossStreet("Elm Lane"),), city="Bay")
+    assert name_words([address]) == {"Oak", "Elm", "Old", "Bay"}
+
+
+def test_talk_has_no_photo_and_is_told_the_address_half_of_the_time(tmp_path: Path) -> None:
+    data = build_tiny_dataset(tmp_path / "data")
+    talks = address_dialogues([data] * 20, seed=0)
+    assert talks == address_dialogues([data] * 20, seed=0)
+    assert not any("<image>" in message.content for talk in talks for message in talk)
+    told = sum(
+        talk[0].content.startswith(("This photo was taken at ", "I am stand", "The photo shows ")) for talk in talks
+    )
+    assert 0.35 < told / len(talks) < 0.65
