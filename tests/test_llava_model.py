@@ -23,9 +23,9 @@ from llava_ial.models.llava import (
     load_address_clip,
     load_base,
     set_features,
-    trainable_table,
 )
 from llava_ial.models.llava_folder import KIND, load_llava_ial, save_llava_ial
+from llava_ial.models.trainable import trainable_table
 from tests.tiny_models import TinyFolders
 
 
