@@ -1,9 +1,14 @@
 """Ways to tune in stage 2: four and eight bits, 16-bit bases, rsLoRA, DoRA, batches of similar length."""
 
+import os
+from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from llava_ial.errors import UserError
 from llava_ial.models.llava import PROJECTOR, TOWER, LoraSettings, add_adapter, load_base
@@ -106,6 +111,17 @@ def test_batches_of_similar_length_have_less_padding_and_are_the_same_after_a_re
         train_here(tiny_folders, tmp_path / "other", train_sampling_strategy="batch_rebalance")
 
 
+@pytest.fixture
+def alone_again() -> Iterator[None]:
+    """DeepSpeed's settings make this process a group of one, noted in three places: undone in all."""
+    with patch.dict(os.environ):
+        yield
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    AcceleratorState._reset_state(reset_partial_state=True)
+    unset_hf_deepspeed_config()
+
+
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
@@ -114,6 +130,7 @@ def test_batches_of_similar_length_have_less_padding_and_are_the_same_after_a_re
         ({"quantize": "nf4", "deepspeed": "train/configs/zero3.json"}, "--quantize nf4: allowed: none with ZeRO-3"),
     ],
 )
+@pytest.mark.usefixtures("alone_again")
 def test_bad_settings_are_told(
     tiny_folders: TinyFolders, tmp_path: Path, options: dict[str, object], complaint: str
 ) -> None:

@@ -59,7 +59,8 @@ def render_dialogue(processor: Any, messages: Sequence[Message], name: str = "")
     learned = tuple(
         len(offsets) - i
         for i, (start, end) in enumerate(offsets)
-        if any(first <= start and end <= last and start < end for first, last in spans)
+        # A token may begin with the space before the answer.
+        if any(first < end <= last and not text[start:first].strip() and start < end for first, last in spans)
     )
     if not learned:
         raise UserError(f"conversation {name}: no token to learn")

@@ -40,9 +40,6 @@ from llava_ial.models.identity import hash_tensors
 from llava_ial.models.llava_folder import save_processor
 
 KIND = "base_llava"
-# The template holds the system sentence and the speakers' names: every dialogue spends few tokens on them if the
-# vocabulary is learned as if it had been read that often.
-_TEMPLATE_WEIGHT = 2000
 BEGIN, END, UNKNOWN, PAD = "<s>", "</s>", "<unk>", "<pad>"
 
 
@@ -162,7 +159,7 @@ def load_or_train_tokenizer(folder: Path | None, texts: Iterable[str], vocab_siz
     learner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     learner.decoder = decoders.ByteLevel()
     learner.train_from_iterator(
-        [*texts, *[load_chat_template()] * _TEMPLATE_WEIGHT],
+        texts,
         trainers.BpeTrainer(
             vocab_size=vocab_size,
             special_tokens=[UNKNOWN, BEGIN, END, PAD, IMAGE_TOKEN],
@@ -191,6 +188,7 @@ def _check_paths(config: BaseLlavaConfig) -> None:
 
 
 def _texts(dialogues: list[list[Message]]) -> Iterator[str]:
+    yield load_chat_template()  # holds the system sentence and the names of the speakers
     for messages in dialogues:
         for message in messages:
             yield message.content.replace(IMAGE_TOKEN, "").strip()

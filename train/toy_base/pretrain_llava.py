@@ -28,7 +28,7 @@ from transformers import (
 )
 
 from llava_ial.config import parse_config
-from llava_ial.conversation import IMAGE_TOKEN, chat_template_hash
+from llava_ial.conversation import IMAGE_TOKEN, chat_template_hash, load_chat_template
 from llava_ial.data.llava import IGNORE_INDEX, EncodedDialogue, encode_dialogue, pad_batch
 from llava_ial.errors import run_command
 from llava_ial.manifest import FolderState, claim_folder, publish_manifest, write_json
@@ -44,6 +44,9 @@ from train.toy_base.llava import build_llava, load_or_train_tokenizer
 from train.toy_base.pretrain_clip import normalise
 
 KIND = "toy_llava"
+# The template holds the system sentence and the speakers' names: every dialogue spends few tokens on them if the
+# vocabulary is learned as if it had been read that often.
+TEMPLATE_WEIGHT = 2000
 
 
 @dataclass
@@ -119,7 +122,8 @@ def train(
 ) -> tuple[LlavaForConditionalGeneration, PreTrainedTokenizerBase, list[dict[str, float]]]:
     """Every batch is half scenes with photos, half talk about addresses without; the tower is frozen."""
     scenes, talk = scene_dialogues(photos.captions, settings.seed), address_dialogues(talked, settings.seed)
-    texts = (message.content.replace(IMAGE_TOKEN, "") for dialogue in [*scenes, *talk] for message in dialogue)
+    texts = [message.content.replace(IMAGE_TOKEN, "") for dialogue in [*scenes, *talk] for message in dialogue]
+    texts += [load_chat_template()] * TEMPLATE_WEIGHT
     tokenizer = load_or_train_tokenizer(None, texts, settings.vocab_size)
     torch.manual_seed(settings.seed)
     generator = torch.Generator().manual_seed(settings.seed)
