@@ -17,19 +17,20 @@ from llava_ial.errors import UserError
 from llava_ial.locating import Candidate, Encoder, Locator, Photo, load_encoder, photo_pixels
 from llava_ial.manifest import read_manifest
 from llava_ial.models.closed_list import ChoiceScores, TokenTree, score_choices
-from llava_ial.models.greedy import Prefixes, encode_prefixes, end_token, greedy_tokens, image_features, split_prompt
+from llava_ial.models.greedy import encode_prefixes, end_token, greedy_tokens, image_features, split_prompt
 from llava_ial.models.llava import ADDRESS_CLIP_KIND
 from llava_ial.models.llava_folder import ADDRESS_CLIP, LoadedLlava, load_llava_ial
 from llava_ial.models.llava_folder import KIND as LLAVA_IAL_KIND
 from llava_ial.models.llava_merged import KIND as MERGED_KIND
 from llava_ial.models.llava_merged import load_merged
+from llava_ial.models.shared_prefix import Prefixes
 
 __all__ = ["LENGTH", "MAX_NEW_TOKENS", "STOP", "AddressPredictor", "Answer", "Candidate", "Photo"]
 
 MAX_NEW_TOKENS = 128
 STOP, LENGTH = "stop", "length"
-# Batches that are sorted by length together.
-_BATCHES_PER_GROUP = 4
+# Batches of questions whose answers are written together: those need less memory than reading the questions.
+_BATCHES_TOGETHER = 4
 # What a byte-level tokenizer shows of a letter whose last bytes are still to come.
 _INCOMPLETE = "\ufffd"
 
@@ -120,12 +121,12 @@ class AddressPredictor(Locator):
         """Answers in the order of the dialogues; in float32 they do not depend on ``batch_size``.
 
         A photo that several dialogues are about is encoded once, and so is the beginning of the prompt with it: only
-        the questions are read one by one. Dialogues of similar length are generated together.
+        the questions are read one by one, those of similar length together.
 
         Args:
             dialogues: Each ends with a question; the first message begins with ``<image>``.
             photos: One per dialogue.
-            batch_size: Dialogues at a time.
+            batch_size: Photos, and questions, that are read at a time; four times as many answers are written together.
             max_new_tokens: Most tokens of an answer.
 
         Raises:
@@ -138,15 +139,15 @@ class AddressPredictor(Locator):
             shown = {_identity(photos[i]): photos[i] for i in group}
             place = {photo: k for k, photo in enumerate(shown)}
             prefixes = self._prefixes(shown, prompts[group[0]])
-            group = sorted(group, key=lambda i: len(prompts[i]), reverse=True)
-            for start in range(0, len(group), batch_size):
-                rows = group[start : start + batch_size]
+            for start in range(0, len(group), _BATCHES_TOGETHER * batch_size):
+                rows = group[start : start + _BATCHES_TOGETHER * batch_size]
                 steps = greedy_tokens(
                     llava.model,
                     prefixes,
                     [place[_identity(photos[i])] for i in rows],
                     [split_prompt(llava.model, prompts[i])[1] for i in rows],
                     max_new_tokens=max_new_tokens,
+                    at_a_time=batch_size,
                 )
                 tokens = torch.stack(list(steps), dim=1).tolist()
                 answers.update({i: self._as_answer(ids) for i, ids in zip(rows, tokens, strict=True)})
@@ -277,7 +278,7 @@ def _whole_photos(photos: Sequence[Photo], batch_size: int) -> Iterator[list[int
     for rows in rows_of.values():
         group += rows
         num_photos += 1
-        if num_photos == batch_size or len(group) >= _BATCHES_PER_GROUP * batch_size:
+        if num_photos == batch_size or len(group) >= _BATCHES_TOGETHER * batch_size:
             yield group
             group, num_photos = [], 0
     if group:

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import torch
 from transformers import LlavaForConditionalGeneration
 
-from llava_ial.models.greedy import Prefixes, continue_prefixes
+from llava_ial.models.greedy import continue_prefixes
+from llava_ial.models.shared_prefix import Prefixes
 
 # Tokens of the tree that go through the model together; a larger tree goes in parts.
 _TOKENS_AT_A_TIME = 1024

@@ -2,29 +2,17 @@
 
 Every prompt begins with the same sentence and the photo: its prefix, up to the last image token. With LLaVA-1.5's 576
 image tokens that is nearly all of a prompt, so it is computed once per photo (``encode_prefixes``), and each question
-about the photo goes on from there (``greedy_tokens``).
+about the photo goes on from there (``greedy_tokens``), without a copy of it.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import Cache, LlavaForConditionalGeneration
+from transformers import Cache, DynamicCache, LlavaForConditionalGeneration
 from transformers.cache_utils import DynamicLayer
 
-
-@dataclass(frozen=True)
-class Prefixes:
-    """What the language model remembers of photos: keys and values of every layer, each ``(K, heads, P, D_head)``."""
-
-    keys: list[torch.Tensor]
-    values: list[torch.Tensor]
-
-    @property
-    def length(self) -> int:
-        """P, the tokens of a prefix."""
-        return int(self.keys[0].shape[2])
+from llava_ial.models.shared_prefix import Prefixes, SharedPrefix, share_prefixes
 
 
 @torch.no_grad()
@@ -67,12 +55,13 @@ def greedy_tokens(
     *,
     max_new_tokens: int,
     together: bool = False,
+    at_a_time: int | None = None,
 ) -> Iterator[torch.Tensor]:
     """The likeliest next token of each prompt, ``(B,)`` at a time, until each has ended or the limit is reached.
 
     Nothing is computed ahead: whoever stops asking stops the generation. A row that has ended goes on with its end
-    mark. Questions of different lengths are padded on the left, masked, and counted from their own first token, so an
-    answer does not depend on its neighbours.
+    mark, and once half of the rows have, they are computed no more. Questions of different lengths are padded on the
+    left, masked, and counted from their own first token, so an answer does not depend on its neighbours.
 
     Args:
         model: In evaluation mode.
@@ -82,58 +71,152 @@ def greedy_tokens(
         max_new_tokens: Most tokens of an answer, the end mark counted.
         together: The rows are views of one place and get one answer: each token is the likeliest by the mean of their
             log-probabilities, as if every view had a vote.
+        at_a_time: How many questions are read together, those of similar length; all by default. The answers are
+            written together in any case: beside its photo a row's own tokens take little memory.
     """
     end = end_token(model)
-    ids, is_token = pad_left(questions, end)
-    ids, is_token = ids.to(model.device), is_token.to(model.device)  # (B, T)
-    mask = torch.cat([is_token.new_ones(len(ids), prefixes.length), is_token], dim=1)
-    positions = (mask.cumsum(dim=1) - 1)[:, prefixes.length :]
-    cache = continue_prefixes(prefixes, rows, room=ids.shape[1] + max_new_tokens)
-    has_ended = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
-    for _ in range(max_new_tokens):
-        output = model(
-            inputs_embeds=model.get_input_embeddings()(ids),
-            attention_mask=mask,
+    speaking = _Speaking(model, prefixes, rows, questions, room=max_new_tokens)
+    scores = speaking.read(questions, at_a_time or len(rows))
+    said = torch.full((len(rows),), end, device=model.device)
+    for step in range(1, max_new_tokens + 1):
+        if together:
+            scores = scores.float().log_softmax(dim=-1).mean(dim=0, keepdim=True).expand(len(scores), -1)
+        tokens = scores.argmax(dim=-1).masked_fill(speaking.has_ended, end)
+        said = said.index_copy(0, speaking.index, tokens)
+        yield said
+        speaking.has_ended |= tokens == end
+        num_left = len(tokens) - int(speaking.has_ended.sum())
+        if num_left == 0 or step == max_new_tokens:
+            return
+        if num_left <= len(tokens) // 2:
+            tokens = tokens[speaking.drop_ended()]
+        scores = speaking.go_on(tokens)
+
+
+class _Speaking:
+    """Rows that are being answered.
+
+    Attributes:
+        index: ``(B,)`` their places among all rows that were asked for.
+        has_ended: ``(B,)`` which have said their end mark.
+    """
+
+    def __init__(
+        self,
+        model: LlavaForConditionalGeneration,
+        prefixes: Prefixes,
+        rows: Sequence[int],
+        questions: Sequence[Sequence[int]],
+        *,
+        room: int,
+    ) -> None:
+        share_prefixes(model)
+        self._model, self._prefixes, self._rows = model, prefixes, list(rows)
+        self._shared = SharedPrefix(prefixes, rows)
+        width = max(len(question) for question in questions)
+        self._layers = [
+            _RoomyLayer.empty(keys, values, len(rows), width, room)
+            for keys, values in zip(prefixes.keys, prefixes.values, strict=True)
+        ]
+        self._cache = Cache(self._layers)
+        lengths = torch.tensor([len(question) for question in questions], device=model.device)
+        self._positions = prefixes.length + lengths[:, None] - 1  # (B, 1), of the last token
+        place = torch.arange(width, device=model.device)
+        is_token = place >= width - lengths[:, None]
+        # (B, 1, 1, P + T)
+        self._is_seen = torch.cat([is_token.new_ones(len(rows), prefixes.length), is_token], dim=1)[:, None, None]
+        self.index = torch.arange(len(rows), device=model.device)
+        self.has_ended = torch.zeros(len(rows), dtype=torch.bool, device=model.device)
+
+    def read(self, questions: Sequence[Sequence[int]], at_a_time: int) -> torch.Tensor:
+        """Reads the questions; returns what is expected after each, ``(B, V)``."""
+        order = sorted(range(len(questions)), key=lambda row: len(questions[row]), reverse=True)
+        parts = [order[start : start + at_a_time] for start in range(0, len(order), at_a_time)]
+        scores = torch.cat([self._read_part([questions[row] for row in part], part) for part in parts])
+        return scores[torch.tensor(order, device=scores.device).argsort()]
+
+    def _read_part(self, questions: Sequence[Sequence[int]], part: Sequence[int]) -> torch.Tensor:
+        ids, is_token = (table.to(self._model.device) for table in pad_left(questions, end_token(self._model)))
+        count, width = ids.shape
+        is_seen = torch.ones(width, width, dtype=torch.bool, device=ids.device).tril() & is_token[:, None].bool()
+        is_seen = torch.cat([is_seen.new_ones(count, width, self._prefixes.length), is_seen], dim=2)
+        cache = DynamicCache()
+        positions = self._prefixes.length + is_token.cumsum(dim=1) - 1
+        shared = SharedPrefix(self._prefixes, [self._rows[row] for row in part])
+        scores = self._next(ids, is_seen[:, None], positions, cache, shared)
+        index = torch.tensor(part, device=ids.device)
+        for own, read in zip(self._layers, cache.layers, strict=True):
+            own.put(index, read.keys, read.values)
+        return scores
+
+    def go_on(self, tokens: torch.Tensor) -> torch.Tensor:
+        """What is expected after one token more of each row, ``(B, V)``."""
+        self._positions = self._positions + 1
+        self._is_seen = torch.cat([self._is_seen, self._is_seen.new_ones(len(tokens), 1, 1, 1)], dim=3)
+        return self._next(tokens[:, None], self._is_seen, self._positions, self._cache, self._shared)
+
+    def drop_ended(self) -> torch.Tensor:
+        """Forgets the rows that have ended; returns which stay."""
+        kept = (~self.has_ended).nonzero()[:, 0]
+        self._rows = [self._rows[row] for row in kept.tolist()]
+        self._shared = SharedPrefix(self._prefixes, self._rows)
+        for layer in self._layers:
+            layer.batch_select_indices(kept)
+        self._positions, self._is_seen = self._positions[kept], self._is_seen[kept]
+        self.index, self.has_ended = self.index[kept], self.has_ended[kept]
+        return kept
+
+    def _next(
+        self, ids: torch.Tensor, is_seen: torch.Tensor, positions: torch.Tensor, cache: Cache, shared: SharedPrefix
+    ) -> torch.Tensor:
+        output = self._model(
+            inputs_embeds=self._model.get_input_embeddings()(ids),
+            attention_mask=is_seen,
             position_ids=positions,
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
+            shared_prefix=shared,
         )
-        scores = output.logits[:, -1]  # (B, V)
-        if together:
-            scores = scores.float().log_softmax(dim=-1).mean(dim=0, keepdim=True).expand(len(scores), -1)
-        tokens = scores.argmax(dim=-1).masked_fill(has_ended, end)  # (B,)
-        yield tokens
-        has_ended |= tokens == end
-        if bool(has_ended.all()):
-            return
-        mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-        positions = positions[:, -1:] + 1
-        ids = tokens[:, None]
+        scores: torch.Tensor = output.logits[:, -1]
+        return scores
 
 
 def continue_prefixes(prefixes: Prefixes, rows: Sequence[int], *, room: int) -> Cache:
-    """A cache that begins with the prefix of each row and has room for so many tokens more."""
+    """A cache that begins with a copy of the prefix of each row and has room for so many tokens more."""
     index = torch.tensor(list(rows), device=prefixes.keys[0].device)
-    return Cache(
-        layers=[
-            _RoomyLayer(keys, values, index, room) for keys, values in zip(prefixes.keys, prefixes.values, strict=True)
-        ]
-    )
+    layers = []
+    for keys, values in zip(prefixes.keys, prefixes.values, strict=True):
+        layers.append(_RoomyLayer.empty(keys, values, len(index), prefixes.length, room))
+        layers[-1].put(torch.arange(len(index), device=index.device), keys[index], values[index])
+    return Cache(layers)
 
 
 class _RoomyLayer(DynamicLayer):
-    """Keys and values with room at the end: ``DynamicLayer`` would copy the photo's part for every token."""
+    """Keys and values with room at the end: ``DynamicLayer`` would copy all of them for every token.
 
-    def __init__(self, keys: torch.Tensor, values: torch.Tensor, index: torch.Tensor, room: int) -> None:
+    Args:
+        keys, values: ``(B, heads, length + room, D_head)``.
+        length: How many tokens are there.
+    """
+
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor, length: int) -> None:
         super().__init__()
-        _, heads, self._length, size = keys.shape
-        shape = (len(index), heads, self._length + room, size)
-        self._all_keys, self._all_values = keys.new_empty(shape), values.new_empty(shape)
-        self._all_keys[:, :, : self._length] = keys[index]
-        self._all_values[:, :, : self._length] = values[index]
+        self._all_keys, self._all_values, self._length = keys, values, length
         self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
         self._show()
+
+    @classmethod
+    def empty(cls, keys: torch.Tensor, values: torch.Tensor, count: int, length: int, room: int) -> "_RoomyLayer":
+        """Zeros for ``count`` rows, of the kind of ``keys`` and ``values``; what is masked must still be a number."""
+        shape = (count, keys.shape[1], length + room, keys.shape[3])
+        return cls(keys.new_zeros(shape), values.new_zeros(shape), length)
+
+    def put(self, index: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Fills in the last tokens of some rows."""
+        span = slice(self._length - keys.shape[2], self._length)
+        self._all_keys[index, :, span] = keys
+        self._all_values[index, :, span] = values
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
@@ -145,6 +228,11 @@ class _RoomyLayer(DynamicLayer):
         self._length = span.stop
         self._show()
         return self.keys, self.values
+
+    def batch_select_indices(self, indices: torch.Tensor) -> None:
+        """Keeps some rows."""
+        self._all_keys, self._all_values = self._all_keys[indices], self._all_values[indices]
+        self._show()
 
     def crop(self, tokens_to_remove: int) -> None:
         """Forgets so many tokens at the end, given as a negative number like everywhere in ``transformers``."""
