@@ -18,12 +18,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import shapely
 
 from data_gen.blocks import BlockSettings, split_by_block
-from data_gen.converse import DialogueSettings, converse
+from data_gen.converse import DialogueSettings
 from data_gen.gallery import City, Gallery, PartitionSettings, build_gallery
 from data_gen.geocode import nearest_streets, vote_streets
+from data_gen.measured_dialogues import Candidates, PhotoColumns, write_dialogues
 from data_gen.streets import DEFAULT_HIGHWAYS, StreetMap, load_street_map
 from data_gen.surroundings import Surroundings
 from data_gen.wide_dialogues import LocatedPhoto, converse_widely
@@ -119,20 +121,17 @@ def steps(street_map: StreetMap, xy_m: np.ndarray, settings: BenchmarkSettings) 
 
     gallery = partition()
     records, classes = gallery.records, gallery.photo_class
-    streets = sorted({record.address.street for record in records})
     surroundings = Surroundings(records)
     located = [i for i in range(len(xy_m)) if classes[i] >= 0]
     talk = DialogueSettings(2, 0)
     blocks = BlockSettings(300.0, 50.0, 0.1, 0.1, 0)
 
-    def measured() -> int:
-        return sum(
-            1
-            for i in located
-            for _ in converse(
-                names[i], "", records[classes[i]].sub_street_id, "train", records[classes[i]].address, streets, talk
-            )
-        )
+    def measured() -> pa.Table:
+        classes_of = classes[located].astype(np.int64)
+        ids = [records[i].sub_street_id for i in classes_of.tolist()]
+        columns = ([names[i] for i in located], [""] * len(located), ids)
+        photos = PhotoColumns(*(pa.array(column, pa.string()) for column in columns), classes_of)
+        return write_dialogues(photos, "train", Candidates([record.address for record in records]), talk)
 
     def every_kind() -> int:
         photos = (

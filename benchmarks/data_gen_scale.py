@@ -8,6 +8,7 @@ The build is the command itself. Writes benchmarks/results/data_gen_scale.json a
 
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -29,8 +30,8 @@ from llava_ial.manifest import file_hash, library_versions, write_json
 
 RESULTS = Path("benchmarks/results/data_gen_scale.json")
 _CROPS = 12
-_POLL_S = 0.5
-_BATCH = 1_000_000
+_POLL_S = 1.0
+_BATCH = 100_000
 _STEPS = (
     "list",
     "check",
@@ -58,6 +59,25 @@ class ScaleSettings:
     output: Path = field(default=RESULTS, metadata={"help": "JSON file of the results"})
 
 
+@dataclass(frozen=True)
+class Measured:
+    """One build.
+
+    Attributes:
+        steps: Rows of the table.
+        seconds: From start to end by the clock.
+        cpu_s: Processor seconds of all its processes: what it would take one free core.
+        peak_mb: The most memory of all its processes together.
+        mean_load: Of the machine meanwhile; more than its cores means that others worked on it too.
+    """
+
+    steps: list[dict[str, Any]]
+    seconds: float
+    cpu_s: float
+    peak_mb: float
+    mean_load: float
+
+
 def main() -> None:
     """The command."""
     (settings,) = parse_config(ScaleSettings, description=__doc__ or "")
@@ -69,25 +89,32 @@ def main() -> None:
     street_map = load_street_map(settings.streets, DEFAULT_HIGHWAYS, settings.neighbourhoods)
     table = settings.folder / "positions.parquet"
     write_positions(street_map, settings.num_positions, table)
-    rows, total_s, peak_mb = _measured_build(settings, table)
+    measured = _measured_build(settings, table)
+    rows = measured.steps
     print(f"{'step':<16}{'seconds':>10}{'positions/s':>14}")
     for row in rows:
         print(f"{row['step']:<16}{row['seconds']:>10.1f}{row['positions_per_s']:>14,.0f}")
     size_mb = sum(path.stat().st_size for path in settings.folder.rglob("*.parquet")) / 1e6
-    print(f"{settings.num_positions:,} positions in {total_s:,.0f} s; {peak_mb:,.0f} MB of memory at most; ", end="")
-    print(f"{size_mb:,.0f} MB written")
+    print(f"{settings.num_positions:,} positions in {measured.seconds:,.0f} s ", end="")
+    print(
+        f"({measured.cpu_s:,.0f} s of processor time; load {measured.mean_load:.1f} on {os.cpu_count()} cores); ",
+        end="",
+    )
+    print(f"{measured.peak_mb:,.0f} MB of memory at most; {size_mb:,.0f} MB written")
     facts = {
-        "what": "seconds of each step of one build and the most memory of all its processes together",
+        "what": "seconds of each step of a build, processor seconds and most memory of all its processes together",
         "measured_on": datetime.now(UTC).date().isoformat(),
         "cpu_cores": os.cpu_count(),
-        "load_1_min": round(os.getloadavg()[0], 2),
+        "mean_load": round(measured.mean_load, 2),
         "map": {"file": settings.streets.name, "sha256": file_hash(settings.streets)},
         "positions": settings.num_positions,
         "workers": settings.workers,
         "questions": settings.questions,
         "steps": rows,
-        "seconds": round(total_s, 1),
-        "peak_memory_mb": round(peak_mb),
+        "seconds": round(measured.seconds, 1),
+        "cpu_seconds": round(measured.cpu_s, 1),
+        "positions_per_cpu_s": round(settings.num_positions / measured.cpu_s),
+        "peak_memory_mb": round(measured.peak_mb),
         "parquet_mb": round(size_mb),
         "versions": library_versions(),
     }
@@ -114,8 +141,8 @@ def write_positions(street_map: StreetMap, count: int, path: Path) -> None:
             writer.write_table(pa.Table.from_arrays(columns, schema=schema), row_group_size=100_000)
 
 
-def _measured_build(settings: ScaleSettings, table: Path) -> tuple[list[dict[str, Any]], float, float]:
-    """Runs the build; times of its steps as it notes them, and the most memory seen."""
+def _measured_build(settings: ScaleSettings, table: Path) -> Measured:
+    """Runs the build and watches it; its steps' times are as it notes them."""
     output = settings.folder / "data"
     options: dict[str, object] = {
         "image_root": settings.folder,
@@ -133,12 +160,13 @@ def _measured_build(settings: ScaleSettings, table: Path) -> tuple[list[dict[str
     }
     command = [sys.executable, "-m", "data_gen.build"]
     command += [text for name, value in options.items() if value is not None for text in (f"--{name}", str(value))]
-    started, peak_mb = time.time(), 0.0
+    started, peak_mb, loads, cpu_before = time.time(), 0.0, [], _children_cpu_s()
     with (settings.folder / "log.txt").open("w", encoding="utf-8") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log)
         while process.poll() is None:
             time.sleep(_POLL_S)
             peak_mb = max(peak_mb, _memory_mb(process.pid))
+            loads.append(os.getloadavg()[0])
     total_s = time.time() - started
     if process.returncode:
         raise UserError(f"the build failed; {settings.folder / 'log.txt'} says why")
@@ -147,7 +175,14 @@ def _measured_build(settings: ScaleSettings, table: Path) -> tuple[list[dict[str
         {"step": step, "seconds": seconds, "positions_per_s": round(settings.num_positions / max(seconds, 0.01))}
         for step, seconds in noted.items()
     ]
-    return sorted(rows, key=lambda row: _STEPS.index(row["step"])), total_s, peak_mb
+    steps = sorted(rows, key=lambda row: _STEPS.index(row["step"]))
+    return Measured(steps, total_s, _children_cpu_s() - cpu_before, peak_mb, sum(loads) / len(loads))
+
+
+def _children_cpu_s() -> float:
+    """Processor seconds of the ended processes that this one started, and of those that they waited for."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def _memory_mb(pid: int) -> float:

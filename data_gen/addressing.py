@@ -1,7 +1,5 @@
 """From positions to streets, pieces of street and splits: part by part where a photo suffices, else all at once."""
 
-from dataclasses import dataclass
-
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -19,6 +17,7 @@ from data_gen.geocode import (
 )
 from data_gen.parts import Context, Facts
 from data_gen.photo_check import format_reasons
+from data_gen.places import NO_SPLIT, Places, load_places
 from data_gen.positions import FloatArray, num_parts, read_columns
 from data_gen.services import ServiceGeocoder, match_streets
 from data_gen.settings import BuildSettings
@@ -37,25 +36,6 @@ from llava_ial.records import (
     write_records,
 )
 from llava_ial.splits import SPLIT_NAMES, panorama_rank, split_by_rank, straddling
-
-_NO_SPLIT = -1
-
-
-@dataclass
-class Places:
-    """What the steps over all photos hold of each: some thirty bytes.
-
-    Attributes:
-        xy_m: ``(N, 2)`` metres of the map's frame.
-        panorama: ``(N,)`` rank of its panorama, which also tells panoramas apart.
-        given: ``(N,)`` index of the split that the source states, -1 for none.
-        rows: Photos in each part.
-    """
-
-    xy_m: FloatArray
-    panorama: npt.NDArray[np.uint64]
-    given: npt.NDArray[np.int8]
-    rows: list[int]
 
 
 def geocode_part(context: Context, part: int) -> Facts:
@@ -88,7 +68,7 @@ def locate_photos(context: Context) -> Facts:
         UserError: No photo is near a street of the map, or the given split leaks.
     """
     settings, street_map = context.settings, context.street_map
-    places = _load_places(context)
+    places = load_places(context)
     nearest = _nearest(context, places, street_map)
     is_ambiguous = nearest.margin_m < settings.ambiguous_margin_m  # false for NaN: no second street near
     reasons = np.full(len(places.xy_m), "", dtype=object)
@@ -119,51 +99,26 @@ def locate_photos(context: Context) -> Facts:
     return {}
 
 
-def _load_places(context: Context) -> Places:
-    folder = context.work / "nearest"
-    tables = [read_columns(folder, part, ["x_m", "y_m", "panorama"]) for part in range(num_parts(folder))]
-    xy_m = np.empty((sum(len(table) for table in tables), 2))
-    for axis, name in enumerate(("x_m", "y_m")):
-        np.concatenate([table[name].to_numpy() for table in tables], out=xy_m[:, axis])
-    panorama = np.concatenate([table["panorama"].to_numpy() for table in tables])
-    rows = [len(table) for table in tables]
-    given = np.full(len(xy_m), _NO_SPLIT, dtype=np.int8)
-    if context.settings.split == "given":
-        given = np.concatenate([_given_splits(context, part) for part in range(len(rows))])
-    return Places(xy_m, panorama, given, rows)
-
-
-def _given_splits(context: Context, part: int) -> npt.NDArray[np.int8]:
-    names = read_columns(context.folder / "photos", part, ["given_split"])["given_split"].to_pylist()
-    codes = {name: code for code, name in enumerate(SPLIT_NAMES)} | {None: _NO_SPLIT}
-    if unknown := sorted({str(name) for name in names if name not in codes}):
-        raise UserError(f"split '{unknown[0]}' is unknown; allowed: {', '.join(SPLIT_NAMES)}")
-    return np.array([codes[name] for name in names], dtype=np.int8)
-
-
 def _nearest(context: Context, places: Places, street_map: StreetMap) -> NearestStreets:
     settings = context.settings
     if settings.geocoder != "map":
-        return _ask_service(context, places.xy_m, street_map)
+        return _ask_service(context, places, street_map)
     if settings.vote_radius_m:
         return vote_streets(
             places.xy_m, street_map, settings.max_distance_m, settings.ambiguous_margin_m, settings.vote_radius_m
         )
-    folder = context.work / "nearest"
-    tables = [read_columns(folder, part, ["street", "distance_m", "margin_m"]) for part in range(len(places.rows))]
-    street, distance_m, margin_m = (
-        np.concatenate([table[name].to_numpy() for table in tables]) for name in ("street", "distance_m", "margin_m")
-    )
-    return NearestStreets(street, distance_m, margin_m)
+    folder, names = context.work / "nearest", ("street", "distance_m", "margin_m")
+    tables = [read_columns(folder, part, names).take(pa.array(rows)) for part, rows in enumerate(places.first)]
+    return NearestStreets(*(np.concatenate([table[name].to_numpy() for table in tables]) for name in names))
 
 
-def _ask_service(context: Context, xy_m: FloatArray, street_map: StreetMap) -> NearestStreets:
+def _ask_service(context: Context, places: Places, street_map: StreetMap) -> NearestStreets:
     """Streets as a service names them, of those that the map has in range; once for each position."""
     settings, photos = context.settings, context.folder / "photos"
-    near = streets_in_range(xy_m, street_map, settings.max_distance_m + settings.ambiguous_margin_m)
+    near = streets_in_range(places.xy_m, street_map, settings.max_distance_m + settings.ambiguous_margin_m)
     points: list[GeoPoint] = []
-    for part in range(num_parts(photos)):
-        table = read_columns(photos, part, ["lat", "lon"])
+    for part, rows in enumerate(places.first):
+        table = read_columns(photos, part, ["lat", "lon"]).take(pa.array(rows))
         points += [GeoPoint(*pair) for pair in zip(table["lat"].to_pylist(), table["lon"].to_pylist(), strict=True)]
     matched = match_streets(ServiceGeocoder(settings).streets(points), near, street_map.names)
     street, away_m = np.array([m[0] for m in matched]), np.array([m[1] for m in matched])
@@ -179,13 +134,13 @@ def _ask_service(context: Context, xy_m: FloatArray, street_map: StreetMap) -> N
 def _splits(
     context: Context, places: Places, is_ambiguous: npt.NDArray[np.bool_], reasons: npt.NDArray[np.object_]
 ) -> npt.NDArray[np.int8]:
-    """A split for each photo; adds to ``reasons`` where the split leaves no place for it."""
+    """A split for each place; adds to ``reasons`` where the split leaves out its photos."""
     settings, train = context.settings, SPLIT_NAMES.index("train")
     splits = np.full(len(reasons), train, dtype=np.int8)
     kept = np.flatnonzero(reasons == "")
     if settings.split == "given":
         splits[:] = places.given
-        reasons[kept[places.given[kept] == _NO_SPLIT]] = "no_split"
+        reasons[kept[places.given[kept] == NO_SPLIT]] = "no_split"
         is_judge = places.given[kept] == SPLIT_NAMES.index("test")
         reasons[kept[is_judge & is_ambiguous[kept]]] = "ambiguous_in_test"
     elif settings.split == "fractions":
@@ -199,7 +154,7 @@ def _splits(
         _split_by_block(settings, places, kept, is_ambiguous, reasons, splits)
     kept = np.flatnonzero(reasons == "")
     if len(leaking := straddling(places.panorama[kept], splits[kept])):
-        refuse_leak(context, leaking, splits, reasons)
+        refuse_leak(context, leaking, splits[places.of_photo], reasons[places.of_photo])
     return splits
 
 
@@ -253,12 +208,13 @@ def _dropped(context: Context, places: Places, reasons: npt.NDArray[np.object_])
     dropped: list[DroppedRecord] = []
     start = 0
     for part, count in enumerate(places.rows):
-        gone = np.flatnonzero(reasons[start : start + count] != "")
+        here = reasons[places.of_photo[start : start + count]]
+        gone = np.flatnonzero(here != "")
         if len(gone):
             names = read_columns(context.folder / "photos", part, ["image_id"])["image_id"].take(pa.array(gone))
-            here = reasons[start + gone].tolist()
             dropped += [
-                DroppedRecord(name, "addresses", why) for name, why in zip(names.to_pylist(), here, strict=True)
+                DroppedRecord(name, "addresses", why)
+                for name, why in zip(names.to_pylist(), here[gone].tolist(), strict=True)
             ]
         start += count
     return dropped
@@ -280,20 +236,28 @@ def _write_addresses(
     names = np.array(SPLIT_NAMES, dtype=object)
     start = 0
     for part, count in enumerate(places.rows):
-        kept = start + np.flatnonzero(classes[start : start + count] >= 0)
-        own = candidates.take(pa.array(classes[kept]))
+        of_photo = places.of_photo[start : start + count]
+        kept = np.flatnonzero(classes[of_photo] >= 0)
+        place = of_photo[kept]
+        own = candidates.take(pa.array(classes[place]))
         image_ids = read_columns(context.folder / "photos", part, ["image_id"])["image_id"]
-        margins = [None if np.isnan(m) else round(m, 3) for m in nearest.margin_m[kept].tolist()]
+        margin_m = nearest.margin_m[place]
         columns = [
-            image_ids.take(pa.array(kept - start)),
+            image_ids.take(pa.array(kept)),
             own["sub_street_id"],
             own["address"],
-            pa.array(names[splits[kept]], pa.string()),
-            pa.array([round(m, 3) for m in nearest.distance_m[kept].tolist()], pa.float64()),
-            pa.array(margins, pa.float64()),
-            pa.array(is_ambiguous[kept]),
+            pa.array(names[splits[place]], pa.string()),
+            pa.array(_rounded(nearest.distance_m[place])),
+            pa.array(_rounded(margin_m), mask=np.isnan(margin_m)),
+            pa.array(is_ambiguous[place]),
             pa.array([method] * len(kept), pa.string()),
         ]
         table = pa.Table.from_arrays(columns, schema=arrow_schema(AddressRecord)).combine_chunks()
         write_part(context.folder / "addresses", table, part)
         start += count
+
+
+def _rounded(values_m: FloatArray) -> FloatArray:
+    """To millimetres, as ``round`` does it, which is not as NumPy does it."""
+    places, of_value = np.unique(values_m, return_inverse=True)
+    return np.array([round(value, 3) for value in places.tolist()])[of_value]

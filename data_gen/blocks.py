@@ -70,19 +70,21 @@ def split_by_block(
     return [AMBIGUOUS if split == "test" and flag else split for split, flag in zip(splits, is_ambiguous, strict=True)]
 
 
-def nearest_train_m(xy_m: FloatArray, panorama_ids: Sequence[IdT], splits: Sequence[str]) -> dict[IdT, float]:
-    """Metres from each test panorama to the nearest training photo; empty if there are none of either."""
-    train = [i for i, split in enumerate(splits) if split == "train"]
-    test = [i for i, split in enumerate(splits) if split == "test"]
-    if not train or not test:
+def nearest_train_m(test_xy_m: FloatArray, panorama_ids: Sequence[IdT], train_xy_m: FloatArray) -> dict[IdT, float]:
+    """Metres from each test panorama to the nearest training photo; empty if there are none of either.
+
+    Args:
+        test_xy_m: ``(N, 2)`` positions of test photos.
+        panorama_ids: Their panoramas.
+        train_xy_m: ``(M, 2)`` positions of training photos.
+    """
+    if not len(train_xy_m) or not len(test_xy_m):
         return {}
-    # The trained places are many and mostly repeated: crops of one panorama stand at one point.
-    tree = shapely.STRtree(shapely.points(np.unique(xy_m[train], axis=0)))
-    points = shapely.points(xy_m[test])
-    (which, _), away_m = tree.query_nearest(points, return_distance=True, all_matches=False)
+    tree = shapely.STRtree(shapely.points(train_xy_m))
+    (which, _), away_m = tree.query_nearest(shapely.points(test_xy_m), return_distance=True, all_matches=False)
     nearest: dict[IdT, float] = {}
     for i, away in zip(which.tolist(), away_m.tolist(), strict=True):
-        name = panorama_ids[test[i]]
+        name = panorama_ids[i]
         nearest[name] = min(away, nearest.get(name, float("inf")))
     return nearest
 

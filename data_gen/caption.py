@@ -9,11 +9,13 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 from tqdm import tqdm
 
 from data_gen.tables import read_csv_rows
 from llava_ial.errors import UserError
-from llava_ial.records import CaptionRecord, read_records, to_table, write_part
+from llava_ial.records import CaptionRecord, arrow_schema, read_records, to_table, write_part
 
 _BATCHES_A_PART = 16
 STREET_MASK, AREA_MASK = "the street", "the area"
@@ -195,14 +197,22 @@ def _keep(
     return num_parts + 1, []
 
 
+def constant_captions(image_ids: pa.Array, caption: str, mask: LeakMask) -> pa.Table:
+    """The same caption for every photo, without the names in it; rows are ``CaptionRecord``s."""
+    text, num_masked = mask.apply(caption)
+    same = pa.array(np.zeros(len(image_ids), dtype=np.int64))
+    captions, captioner, numbers = (pa.array([value]).take(same) for value in (text, "constant", num_masked))
+    return pa.Table.from_arrays([image_ids, captions, captioner, numbers], schema=arrow_schema(CaptionRecord))
+
+
 def caption_photos(
-    image_ids: Sequence[str], captions: dict[str, str] | None, constant: str, mask: LeakMask, captioner: str = "csv"
+    image_ids: Sequence[str], captions: dict[str, str], constant: str, mask: LeakMask, captioner: str
 ) -> list[CaptionRecord]:
     """A caption for every photo: its own, else the constant one; never empty.
 
     Args:
         image_ids: Photos, in table order.
-        captions: By image id; None for the constant captioner.
+        captions: By image id.
         constant: Sentence for photos without a caption of their own.
         mask: What to take out.
         captioner: Where a photo's own caption is from.
@@ -210,7 +220,7 @@ def caption_photos(
     records = []
     masked = lru_cache(maxsize=64)(mask.apply)  # the constant caption, and what a captioner says of every second street
     for image_id in image_ids:
-        own = (captions or {}).get(image_id)
+        own = captions.get(image_id)
         text, num_masked = masked(own or constant)
         records.append(CaptionRecord(image_id, text, captioner if own else "constant", num_masked))
     return records

@@ -1,7 +1,9 @@
 """The captions of a part: what a model, a table or published annotations say, without the names of the map."""
 
+import numpy as np
+
 from data_gen.annotations import import_addresses, parse_sources
-from data_gen.caption import LeakMask, caption_photos, model_captions, read_captions
+from data_gen.caption import LeakMask, caption_photos, constant_captions, model_captions, read_captions
 from data_gen.gallery import City
 from data_gen.parts import Context, Facts
 from data_gen.positions import read_columns
@@ -20,8 +22,13 @@ SAID = "said"  # what a model said so far, until the part is written
 def caption_part(context: Context, part: int) -> Facts:
     """Writes a part of ``captions/``."""
     settings = context.settings
-    image_ids = read_columns(context.folder / "addresses", part, ["image_id"])["image_id"].to_pylist()
-    captions, captioner = None, settings.captioner
+    names = read_columns(context.folder / "addresses", part, ["image_id"])["image_id"]
+    if settings.captioner == "constant":
+        table = constant_captions(names.combine_chunks(), settings.caption, _mask(context))
+        write_part(context.folder / "captions", table, part)
+        return {"masked": int(np.count_nonzero(table["num_masked"].to_numpy()))}
+    image_ids = names.to_pylist()
+    captions, captioner = dict[str, str](), settings.captioner
     if captioner in ("model", "server"):
         photos = read_columns(context.folder / "photos", part, ["image_id", "image_path"])
         path_of = dict(zip(photos["image_id"].to_pylist(), photos["image_path"].to_pylist(), strict=True))

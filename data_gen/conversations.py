@@ -4,25 +4,27 @@ import gc
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from collections.abc import Sequence
+from functools import cached_property, lru_cache
 from heapq import nsmallest
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from tqdm import tqdm
 
-from data_gen.converse import DialogueSettings, converse
+from data_gen.converse import DialogueSettings
 from data_gen.house_numbers import FOLDER as HOUSE_NUMBERS
+from data_gen.measured_dialogues import Candidates, NamedNumbers, PhotoColumns, write_dialogues
 from data_gen.parts import Context, Facts, file_stamp
 from data_gen.photo_check import list_photo_files, read_files, reasons_with_duplicates
 from data_gen.positions import num_parts, read_columns
 from data_gen.settings import BuildSettings
 from data_gen.surroundings import Surroundings
 from data_gen.wide_dialogues import LocatedPhoto, converse_widely, refuse
-from llava_ial.conversation import to_llava_json
+from llava_ial.conversation import Message, to_llava_json
 from llava_ial.manifest import write_text
 from llava_ial.prompts import stable_number
 from llava_ial.records import ConversationRecord, GalleryRecord, part_name, read_records, to_table, write_part
@@ -37,10 +39,18 @@ class _Gallery:
     """The candidates as the dialogues need them; read once in each process."""
 
     def __init__(self, folder: Path) -> None:
-        gallery = read_records(folder, GalleryRecord)
-        self.address_of = {record.sub_street_id: record.address for record in gallery}
-        self.streets = sorted({record.address.street for record in gallery})
-        self.surroundings = Surroundings(gallery)
+        self.records = read_records(folder, GalleryRecord)
+        self.ids = pa.array([record.sub_street_id for record in self.records], pa.string())
+
+    @cached_property
+    def candidates(self) -> Candidates:
+        """For the measured kinds."""
+        return Candidates([record.address for record in self.records])
+
+    @cached_property
+    def surroundings(self) -> Surroundings:
+        """For all kinds."""
+        return Surroundings(self.records)
 
 
 def _gallery(folder: Path) -> _Gallery:
@@ -64,28 +74,31 @@ def talk_part(context: Context, part: int) -> Facts:
 
 def _talk_part(context: Context, part: int) -> Facts:
     settings, folder = context.settings, context.folder
-    candidates = _gallery(folder / "gallery")
-    photos = _located(context, part, candidates)
+    gallery = _gallery(folder / "gallery")
+    photos = _located(context, part)
     capped_file = context.work / CAPPED
-    capped = set(read_columns(capped_file, part)["image_id"].to_pylist()) if capped_file.is_dir() else set()
+    capped = (
+        read_columns(capped_file, part)["image_id"] if capped_file.is_dir() else pa.chunked_array([[]], pa.string())
+    )
     dialogue_settings = DialogueSettings(settings.num_dialogues or _MOST[settings.questions], settings.seed)
     is_last = part == num_parts(folder / "addresses") - 1
     refusals = _refusals(settings, context.workers, dialogue_settings) if is_last else []
     numbers = {}
     for split in SPLIT_NAMES:
-        rows = [photo for photo in photos if photo.split == split]
-        dialogues: list[ConversationRecord] = []
-        for photo in tqdm(rows, desc=f"writing dialogues ({split})", unit="photo", disable=None):
-            if photo.image_id not in capped:
-                dialogues += _talk(photo, candidates, settings, dialogue_settings)
-        dialogues += [refusal for refusal in refusals if refusal.split == split]
-        if not dialogues and not rows:
+        rows = photos.filter(pc.equal(photos["split"], split))
+        own = [refusal for refusal in refusals if refusal.split == split]
+        if not len(rows) and not own:
             continue
-        write_part(folder / "conversations" / split, to_table(dialogues, ConversationRecord), part)
+        talked_about = rows.filter(pc.invert(pc.is_in(rows["image_id"], value_set=capped)))
+        dialogues = _talk(talked_about, split, gallery, settings, dialogue_settings)
+        if own:
+            dialogues = pa.concat_tables([dialogues, to_table(own, ConversationRecord)]).combine_chunks()
+        write_part(folder / "conversations" / split, dialogues, part)
         if settings.llava_json:
             _write_fragment(context.work / "llava" / split, dialogues, part)
-        numbers[split] = _numbers(rows, dialogues, len(capped) if split == "train" else 0)
-    shown = nsmallest(NUM_SHOWN, ((stable_number(settings.seed, p.image_id, "preview"), p.image_id) for p in photos))
+        numbers[split] = _numbers(len(rows), dialogues, len(capped) if split == "train" else 0)
+    names = photos["image_id"].to_pylist()
+    shown = nsmallest(NUM_SHOWN, zip(NamedNumbers(settings.seed, names).of("preview").tolist(), names, strict=True))
     return {"splits": numbers, "shown": shown}
 
 
@@ -100,7 +113,7 @@ def cap_photos(context: Context) -> Facts:
     for part in range(num_parts(addresses)):
         names, ids = _training(addresses, part)
         rows.append(len(names))
-        numbers.append(np.array([stable_number(seed, name, "cap") for name in names], dtype=np.uint64))
+        numbers.append(NamedNumbers(seed, names).of("cap"))
         classes.append(np.array([class_of.setdefault(i, len(class_of)) for i in ids], dtype=np.int64))
     is_over = over_cap(np.concatenate(numbers), np.concatenate(classes), most)
     start = 0
@@ -152,51 +165,59 @@ def write_llava_json(context: Context) -> None:
         os.replace(temporary, folder / f"{split}.json")
 
 
-def _located(context: Context, part: int, gallery: _Gallery) -> list[LocatedPhoto]:
+def _located(context: Context, part: int) -> pa.Table:
+    """What the dialogues need to know of the photos of a part that have an address."""
     columns = ["image_id", "sub_street_id", "split", "is_ambiguous"]
     addresses = read_columns(context.folder / "addresses", part, columns)
     photos = read_columns(context.folder / "photos", part, ["image_id", "image_path"])
-    path_of = dict(zip(photos["image_id"].to_pylist(), photos["image_path"].to_pylist(), strict=True))
-    address_of = gallery.address_of
+    rows = pc.index_in(addresses["image_id"], value_set=photos["image_id"])
+    table = addresses.append_column("image_path", photos["image_path"].take(rows))
     numbers = context.folder / HOUSE_NUMBERS
-    house_of: dict[str, str] = {}
+    houses = pa.nulls(len(table), pa.string())
     if numbers.is_dir():
-        table = read_columns(numbers, part, ["image_id", "house_number"])
-        house_of = dict(zip(table["image_id"].to_pylist(), table["house_number"].to_pylist(), strict=True))
-    rows = zip(*(addresses[name].to_pylist() for name in columns), strict=True)
-    return [
-        LocatedPhoto(i, path_of[i], sub, split, address_of[sub], unsure, house_of.get(i, ""))
-        for i, sub, split, unsure in rows
-    ]
+        found = read_columns(numbers, part, ["image_id", "house_number"])
+        houses = found["house_number"].take(pc.index_in(table["image_id"], value_set=found["image_id"]))
+    return table.append_column("house_number", pc.fill_null(houses, "")).combine_chunks()
 
 
 def _talk(
-    photo: LocatedPhoto, gallery: _Gallery, settings: BuildSettings, dialogues: DialogueSettings
-) -> Iterator[ConversationRecord]:
-    if settings.questions == "all":
-        return converse_widely(photo, gallery.surroundings, dialogues)
-    return converse(
-        photo.image_id,
-        photo.image_path,
-        photo.sub_street_id,
-        photo.split,
-        photo.address,
-        gallery.streets,
-        dialogues,
-    )
+    photos: pa.Table, split: str, gallery: _Gallery, settings: BuildSettings, dialogues: DialogueSettings
+) -> pa.Table:
+    """The dialogues about photos of one split."""
+    candidate = pc.index_in(photos["sub_street_id"], value_set=gallery.ids).to_numpy().astype(np.int64)
+    if not len(photos):
+        return to_table([], ConversationRecord)
+    if settings.questions == "measured":
+        image_id, path, sub_street = (
+            photos[name].combine_chunks() for name in ("image_id", "image_path", "sub_street_id")
+        )
+        columns = PhotoColumns(image_id, path, sub_street, candidate)
+        return write_dialogues(columns, split, gallery.candidates, dialogues)
+    records: list[ConversationRecord] = []
+    rows = photos.to_pylist()
+    for row, index in zip(
+        tqdm(rows, desc=f"writing dialogues ({split})", unit="photo"), candidate.tolist(), strict=True
+    ):
+        photo = LocatedPhoto(**row, address=gallery.records[index].address)
+        records += converse_widely(photo, gallery.surroundings, dialogues)
+    return to_table(records, ConversationRecord)
 
 
 def _training(addresses: Path, part: int) -> tuple[list[str], list[str]]:
     """Names of the training photos of a part, and their sub-streets."""
     table = read_columns(addresses, part, ["image_id", "sub_street_id", "split"])
-    table = table.filter(pa.array([split == "train" for split in table["split"].to_pylist()], pa.bool_()))
+    table = table.filter(pc.equal(table["split"], "train"))
     return table["image_id"].to_pylist(), table["sub_street_id"].to_pylist()
 
 
-def _write_fragment(folder: Path, dialogues: Sequence[ConversationRecord], part: int) -> None:
+def _write_fragment(folder: Path, dialogues: pa.Table, part: int) -> None:
     """Entries of LLaVA JSON as they stand in the whole file, without its brackets."""
     folder.mkdir(parents=True, exist_ok=True)
-    entries = [to_llava_json(d.conversation_id, d.image_path, d.messages) for d in dialogues]
+    rows = dialogues.select(["conversation_id", "image_path", "messages"]).to_pylist()
+    entries = [
+        to_llava_json(row["conversation_id"], row["image_path"], [Message(**turn) for turn in row["messages"]])
+        for row in rows
+    ]
     text = json.dumps(entries, indent=2, sort_keys=True, ensure_ascii=False)
     write_text(folder / f"{part:05d}.json", text.removeprefix("[").removesuffix("]").strip("\n"))
 
@@ -228,24 +249,25 @@ def _refusals(settings: BuildSettings, workers: int, dialogues: DialogueSettings
     return found
 
 
-def _numbers(rows: Sequence[LocatedPhoto], dialogues: Sequence[ConversationRecord], num_capped: int) -> dict[str, Any]:
+def _numbers(num_photos: int, dialogues: pa.Table, num_capped: int) -> dict[str, Any]:
+    tasks = dialogues["tasks"].combine_chunks()
+    asked = _counts(tasks.flatten())
     numbers: dict[str, Any] = {
-        "photos": len(rows),
+        "photos": num_photos,
         "dialogues": len(dialogues),
-        "questions": sum(len(dialogue.tasks) for dialogue in dialogues),
+        "questions": asked.total(),
     }
     if num_capped:
         numbers["photos_over_cap"] = num_capped
-    asked = Counter(task for dialogue in dialogues for task in dialogue.tasks)
-    opened = Counter(dialogue.tasks[0] for dialogue in dialogues)
-    given = Counter(
-        task
-        for dialogue in dialogues
-        for task, is_given_away in zip(dialogue.tasks, dialogue.is_given_away, strict=True)
-        if is_given_away
-    )
+    opened = _counts(pc.list_element(tasks, 0))
+    given = _counts(tasks.flatten().filter(dialogues["is_given_away"].combine_chunks().flatten()))
     numbers["kinds"] = {
         task: {"asked": asked[task], "open_a_dialogue": opened[task], "given_away": given[task]}
         for task in sorted(asked)
     }
     return numbers
+
+
+def _counts(texts: pa.Array) -> Counter[str]:
+    counted = texts.value_counts()
+    return Counter(dict(zip(counted.field(0).to_pylist(), counted.field(1).to_pylist(), strict=True)))

@@ -5,15 +5,18 @@ part. Gathering compares what only all photos together tell: names and bytes tha
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 from tqdm import tqdm
 
 from data_gen.parts import Context, Facts
+from data_gen.photo_batches import has_plain_columns, list_photo_batches
 from data_gen.photo_check import STEP, format_reasons, read_files
 from data_gen.photo_folders import list_named_photos, read_mapillary, read_pitts250k
 from data_gen.photos import (
@@ -24,7 +27,7 @@ from data_gen.photos import (
     name_panoramas,
     photo_of_metadata,
 )
-from data_gen.positions import frame_of, misplaced, read_columns
+from data_gen.positions import frame_of, misplaced, num_parts, read_column, read_columns
 from data_gen.settings import BuildSettings
 from llava_ial.errors import UserError
 from llava_ial.records import (
@@ -43,20 +46,19 @@ _UTM = "utm_table"
 
 def list_photos(context: Context) -> Facts:
     """Writes what the source names, in parts, and what it names in vain."""
-    listed: list[PhotoRecord] = []
-    dropped: list[DroppedRecord] = []
+    settings, dropped = context.settings, list[DroppedRecord]()
     parts = 0
-    for found in tqdm(_list(context.settings), desc="listing photos", unit="photo", disable=None):
-        if isinstance(found, DroppedRecord):
-            dropped.append(found)
-            continue
-        listed.append(found)
-        if len(listed) == context.settings.rows_a_part:
-            write_part(context.work / "listed", to_table(listed, PhotoRecord), parts)
-            parts, listed = parts + 1, []
-    if listed or not parts:
-        write_part(context.work / "listed", to_table(listed, PhotoRecord), parts)
-        parts += 1
+    with tqdm(desc="listing photos", unit="photo", disable=None) as bar:
+
+        def photos() -> Iterator[pa.Table]:
+            for table, gone in _list_tables(settings):
+                dropped.extend(gone)
+                bar.update(len(table) + len(gone))
+                yield table
+
+        for table in _cut(photos(), settings.rows_a_part):
+            write_part(context.work / "listed", table, parts)
+            parts += 1
     write_records(context.work / "listed_dropped", dropped, DroppedRecord)
     return {"parts": parts}
 
@@ -95,7 +97,7 @@ def gather_photos(context: Context) -> Facts:
     rows: list[int] = []
     open_ones: list[tuple[list[str], npt.NDArray[np.float64]]] = []  # names and degrees of each part
     start = 0
-    for part in range(len(list(checked.glob("part-*.parquet")))):
+    for part in range(num_parts(checked)):
         table = read_columns(checked, part)
         here = slice(start, start + len(table))
         start = here.stop
@@ -105,7 +107,7 @@ def gather_photos(context: Context) -> Facts:
         dropped += _dropped(table, reasons)
         table = table.filter(pa.array(reasons == ""))
         if street_map is not None:
-            is_utm = np.isin(table["source"].to_pylist(), ("file_name", "pitts250k", _UTM))
+            is_utm = pc.is_in(table["source"], value_set=pa.array(["file_name", "pitts250k", _UTM])).to_numpy()
             wrong = misplaced(table["lat"].to_numpy(), table["lon"].to_numpy(), is_utm, street_map)
             late += _dropped(table, wrong)
             table = table.filter(pa.array(wrong == ""))
@@ -124,6 +126,31 @@ def gather_photos(context: Context) -> Facts:
 
 
 _CHECKED = ("reason", "digest", "name_key")
+
+
+def _list_tables(settings: BuildSettings) -> Iterator[tuple[pa.Table, list[DroppedRecord]]]:
+    """Photos and what is dropped, in batches that are held one at a time."""
+    table = settings.photos_csv
+    if settings.photo_source == "table" and table and not settings.zone and has_plain_columns(table, settings.columns):
+        yield from list_photo_batches(table, settings.columns, require_images=settings.require_images)
+        return
+    found = _list(settings)
+    while batch := list(islice(found, settings.rows_a_part)):
+        photos = [row for row in batch if isinstance(row, PhotoRecord)]
+        yield to_table(photos, PhotoRecord), [row for row in batch if isinstance(row, DroppedRecord)]
+
+
+def _cut(tables: Iterable[pa.Table], rows: int) -> Iterator[pa.Table]:
+    """The same rows in tables of ``rows`` each; the last one may be shorter, and is the only one that may be empty."""
+    waiting = to_table([], PhotoRecord)
+    is_first = True
+    for table in tables:
+        waiting = pa.concat_tables([waiting, table])
+        while len(waiting) >= rows:
+            yield waiting.slice(0, rows).combine_chunks()
+            waiting, is_first = waiting.slice(rows), False
+    if len(waiting) or is_first:
+        yield waiting.combine_chunks()
 
 
 def _list(settings: BuildSettings) -> Iterator[PhotoRecord | DroppedRecord]:
@@ -151,15 +178,15 @@ def _list(settings: BuildSettings) -> Iterator[PhotoRecord | DroppedRecord]:
 
 def _doubles(checked: Path) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
     """Photos whose name came before, and usable ones whose bytes did; keys of 64 bits, not the names, are held."""
-    parts = range(len(list(checked.glob("part-*.parquet"))))
-    tables = [read_columns(checked, part, ["name_key", "digest", "reason"]) for part in parts]
-    names = np.concatenate([table["name_key"].to_numpy() for table in tables])
-    digests = np.concatenate([table["digest"].to_numpy() for table in tables])
-    usable = np.concatenate([np.array(table["reason"].to_pylist(), dtype=object) == "" for table in tables])
+    names = read_column(checked, "name_key")
     is_repeated = np.ones(len(names), dtype=bool)
     is_repeated[np.unique(names, return_index=True)[1]] = False
+    del names  # hundreds of megabytes
+    reasons = [read_columns(checked, part, ["reason"])["reason"] for part in range(num_parts(checked))]
+    usable = np.concatenate([pc.equal(column, "").to_numpy() for column in reasons])
+    digests = read_column(checked, "digest")
     candidates = np.flatnonzero(usable & ~is_repeated & (digests != 0))
-    is_double = np.zeros(len(names), dtype=bool)
+    is_double = np.zeros(len(usable), dtype=bool)
     is_double[candidates] = True
     is_double[candidates[np.unique(digests[candidates], return_index=True)[1]]] = False
     return is_repeated, is_double

@@ -93,8 +93,8 @@ def list_photo_table(
     path: Path, columns: PhotoColumns, *, zone: UtmZone | None = None, require_images: bool = True
 ) -> Iterator[PhotoRecord | DroppedRecord]:
     """Rows of a table one by one, no photo opened; arguments as above. A name may come twice."""
-    for row in read_rows(path, _needed(columns, zone)):
-        yield _photo_of_row(row, columns, require_images, zone)
+    for row in read_rows(path, needed_columns(columns, zone)):
+        yield photo_of_row(row, columns, require_images, zone)
 
 
 def read_photo_folder(image_root: Path, *, workers: int = 1) -> PhotoTable:
@@ -197,16 +197,17 @@ def _cut_walks(
     return cut
 
 
-def _needed(columns: PhotoColumns, zone: UtmZone | None) -> list[str]:
+def needed_columns(columns: PhotoColumns, zone: UtmZone | None) -> list[str]:
     """Columns that a table must have: path and position, and whatever the user named otherwise than we do."""
     position = (columns.lat, columns.lon) if zone is None else (columns.utm_east, columns.utm_north)
     named = [getattr(columns, field.name) for field in fields(columns) if getattr(columns, field.name) != field.default]
     return list(dict.fromkeys([columns.image_path, *position, *named]))
 
 
-def _photo_of_row(
+def photo_of_row(
     row: dict[str, str], columns: PhotoColumns, require_images: bool, zone: UtmZone | None
 ) -> PhotoRecord | DroppedRecord:
+    """A row of a table as a photo, or why it is none."""
     image_path = row.get(columns.image_path, "")
     image_id = row.get(columns.image_id, "") or image_path or "(row without a name)"
     if require_images and not image_path:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -25,12 +26,14 @@ def num_parts(folder: Path) -> int:
     return len(list(folder.glob("part-*.parquet")))
 
 
+def read_column(folder: Path, name: str) -> npt.NDArray[Any]:
+    """A column of numbers of all parts."""
+    return np.concatenate([read_columns(folder, part, [name])[name].to_numpy() for part in range(num_parts(folder))])
+
+
 def frame_of(photos: Path) -> LocalFrame:
     """Metres around the middle of all photos, for a data set without a map."""
-    tables = [read_columns(photos, part, ["lat", "lon"]) for part in range(num_parts(photos))]
-    lat = np.concatenate([table["lat"].to_numpy() for table in tables])
-    lon = np.concatenate([table["lon"].to_numpy() for table in tables])
-    return LocalFrame(GeoPoint(float(np.median(lat)), float(np.median(lon))))
+    return LocalFrame(GeoPoint(*(float(np.median(read_column(photos, name))) for name in ("lat", "lon"))))
 
 
 def misplaced(

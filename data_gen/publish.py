@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from data_gen.blocks import nearest_train_m
 from data_gen.parts import Context
@@ -49,7 +50,10 @@ class Totals:
 
 @dataclass(frozen=True)
 class Placed:
-    """Positions, panoramas and splits of all photos with an address, as columns."""
+    """Positions, panoramas and splits of all photos with an address, as columns.
+
+    Photos that follow each other and have all of these in common, as the crops of a panorama do, are one entry.
+    """
 
     panorama: npt.NDArray[np.uint64]
     split: npt.NDArray[np.int8]
@@ -69,23 +73,23 @@ class ShownPhoto:
 def read_placed(context: Context) -> tuple[Placed, Totals]:
     """The columns of all photos with an address, and the totals."""
     folder, totals = context.folder, Totals()
-    code = {name: index for index, name in enumerate(SPLIT_NAMES)}
-    found: list[tuple[Any, ...]] = []
+    found: list[list[npt.NDArray[Any]]] = []
     for part in range(num_parts(folder / "addresses")):
         addresses = read_columns(folder / "addresses", part, ["image_id", "split", "sub_street_id", "is_ambiguous"])
         photos = read_columns(folder / "photos", part, ["image_id", "lat", "lon"])
         panorama = read_columns(context.work / "nearest", part, ["panorama"])["panorama"].to_numpy()
-        # Addresses are a part of the photos in their order.
-        row_of = {name: row for row, name in enumerate(photos["image_id"].to_pylist())}
-        rows = np.array([row_of[name] for name in addresses["image_id"].to_pylist()], dtype=np.int64)
-        splits = addresses["split"].to_pylist()
-        totals.photos_of.update(zip(splits, addresses["sub_street_id"].to_pylist(), strict=True))
-        totals.ambiguous += sum(addresses["is_ambiguous"].to_pylist())
+        rows = pc.index_in(addresses["image_id"], value_set=photos["image_id"]).to_numpy().astype(np.int64)
+        counted = addresses.group_by(["split", "sub_street_id"]).aggregate([([], "count_all")]).to_pylist()
+        totals.photos_of.update({(row["split"], row["sub_street_id"]): row["count_all"] for row in counted})
+        totals.ambiguous += pc.sum(addresses["is_ambiguous"]).as_py() or 0
         totals.rows.append(len(rows))
-        codes = np.array([code[split] for split in splits], dtype=np.int8)
-        found.append((panorama[rows], codes, photos["lat"].to_numpy()[rows], photos["lon"].to_numpy()[rows]))
+        codes = pc.index_in(addresses["split"], value_set=pa.array(SPLIT_NAMES)).to_numpy().astype(np.int8)
+        columns = [panorama[rows], codes, photos["lat"].to_numpy()[rows], photos["lon"].to_numpy()[rows]]
+        is_first = np.ones(len(rows), dtype=bool)
+        is_first[1:] = np.any([column[1:] != column[:-1] for column in columns], axis=0)
+        found.append([column[is_first] for column in columns])
     placed = Placed(*(np.concatenate(columns) for columns in zip(*found, strict=True)))
-    for name, index in code.items():
+    for index, name in enumerate(SPLIT_NAMES):
         totals.panoramas_of[name] = len(np.unique(placed.panorama[placed.split == index]))
     return placed, totals
 
@@ -97,10 +101,8 @@ def leakage_facts(context: Context, placed: Placed) -> dict[str, Any]:
     """
     frame = frame_of(context.folder / "photos")
     train, test = (placed.split == SPLIT_NAMES.index(name) for name in ("train", "test"))
-    judged = train | test
-    xy_m = frame.to_xy_m(placed.lat[judged], placed.lon[judged])
-    ranks = placed.panorama[judged]
-    by_rank = nearest_train_m(xy_m, ranks.tolist(), np.where(train[judged], "train", "test").tolist())
+    xy_m = frame.to_xy_m(placed.lat, placed.lon)
+    by_rank = nearest_train_m(xy_m[test], placed.panorama[test].tolist(), xy_m[train])
     away_m = {name: by_rank[rank] for rank, name in _names(context, set(by_rank)).items()}
     values = np.array(sorted(away_m.values()))
     quantiles = {f"p{q}": round(float(np.percentile(values, q)), 1) for q in (0, 10, 50, 90)} if len(values) else {}

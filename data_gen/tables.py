@@ -72,7 +72,7 @@ def _parquet_rows(path: Path, needed: Collection[str]) -> Iterator[dict[str, str
             _check_columns(path, needed, names)
             for batch in file.iter_batches():
                 for row in batch.to_pylist():
-                    yield {key: _text(value) for key, value in row.items()}
+                    yield {key: text_of(value) for key, value in row.items()}
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{path}: not a readable Parquet table: {error}") from error
 
@@ -88,7 +88,7 @@ def _json_rows(path: Path, needed: Collection[str]) -> Iterator[dict[str, str]]:
                     raise UserError(f"{path}: line {number} is no JSON object")
                 if number == 1:
                     _check_columns(path, needed, list(row))
-                yield {key: _text(value) for key, value in row.items()}
+                yield {key: text_of(value) for key, value in row.items()}
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: not a readable JSON Lines table: {error}") from error
 
@@ -98,7 +98,8 @@ def _check_columns(path: Path, needed: Collection[str], found: Collection[str]) 
         raise UserError(f"{path}: no column '{missing[0]}'; it has: {', '.join(found) or 'no header line'}")
 
 
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
+    """A value of a table as text, "" for a missing one."""
     if value is None:
         return ""
     return value.isoformat() if hasattr(value, "isoformat") else str(value).strip()

@@ -72,8 +72,9 @@ def test_blocks_keep_their_distance(seed: int) -> None:
     for a, b in (("train", "test"), ("train", "val"), ("val", "test")):  # naive: every pair
         away_m = np.hypot(*(kept[a][:, None] - kept[b][None]).transpose(2, 0, 1))
         assert away_m.min(initial=np.inf) > BLOCKS.buffer_m
-    nearest = nearest_train_m(xy_m, panoramas, splits)
-    assert set(nearest) == {p for p, split in zip(panoramas, splits, strict=True) if split == "test"}
+    judges = [p for p, split in zip(panoramas, splits, strict=True) if split == "test"]
+    nearest = nearest_train_m(kept["test"], judges, kept["train"])
+    assert set(nearest) == set(judges)
     assert min(nearest.values()) > BLOCKS.buffer_m
 
 

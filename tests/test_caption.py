@@ -2,10 +2,12 @@
 
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
-from data_gen.caption import LeakMask, caption_photos, read_captions
+from data_gen.caption import LeakMask, caption_photos, constant_captions, read_captions
 from llava_ial.errors import UserError
+from llava_ial.records import CaptionRecord, from_table
 
 MASK = LeakMask(
     ["Forbes Avenue", "Forbes", "Market", "Silberburgstraße", "Market Street", "A1", "A Street", "The Mall"],
@@ -40,12 +42,17 @@ def test_names_are_masked_as_whole_words(caption: str, expected: str, count: int
 def test_every_photo_gets_a_caption(tmp_path: Path) -> None:
     (tmp_path / "c.csv").write_text("image_id,text\na,a house on Forbes Avenue\nb,\nother,a tree\n")
     captions = read_captions(tmp_path / "c.csv", ["a", "b"], "image_id", "text")
-    records = caption_photos(["a", "b"], captions, "a street view", MASK)
+    records = caption_photos(["a", "b"], captions, "a street view", MASK, "csv")
     assert [(r.caption, r.captioner, r.num_masked) for r in records] == [
         ("a house on the street", "csv", 1),
         ("a street view", "constant", 0),
     ]
-    assert caption_photos(["a"], None, "a street view", MASK)[0].captioner == "constant"
+
+
+def test_a_constant_caption_is_one_for_all() -> None:
+    text = "a street view of Grant Street"
+    table = constant_captions(pa.array(["a", "b"]), text, MASK)
+    assert from_table(table, CaptionRecord) == caption_photos(["a", "b"], {}, text, MASK, "csv")
 
 
 def test_captions_of_other_photos_are_refused(tmp_path: Path) -> None:

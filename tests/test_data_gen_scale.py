@@ -34,6 +34,7 @@ def test_a_build_is_measured_step_by_step(monkeypatch: pytest.MonkeyPatch, tmp_p
     assert [row["step"] for row in found["steps"]] == steps
     assert found["positions"] == 600
     assert found["peak_memory_mb"] > 50
+    assert found["cpu_seconds"] > 0.5
     assert not folder.exists()
     folder.mkdir()
     with pytest.raises(UserError, match="is there already"):

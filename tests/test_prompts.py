@@ -4,11 +4,14 @@ import random
 import string
 from collections import Counter
 
+import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_gen.converse import DialogueSettings, converse
+from data_gen.converse import DialogueSettings
+from data_gen.measured_dialogues import Candidates, PhotoColumns, write_dialogues
 from llava_ial.address import Address, CrossStreet, is_plain_name, parse_spoken
 from llava_ial.conversation import IMAGE_TOKEN, from_llava_json, to_llava_json, validate_messages
 from llava_ial.prompts import (
@@ -22,7 +25,7 @@ from llava_ial.prompts import (
     question_wordings,
     stable_number,
 )
-from llava_ial.records import ConversationRecord
+from llava_ial.records import ConversationRecord, from_table
 
 STREETS = ["Ash Street", "Beech Street", "Cedar Street", "Grant Street"]
 FULL = Address(
@@ -34,8 +37,17 @@ NAMES = st.text(string.ascii_letters + "äöüéß .'-", min_size=1, max_size=18
 def _dialogues(
     address: Address = FULL, image_id: str = "i1", split: str = "train", num_dialogues: int = 2, seed: int = 0
 ) -> list[ConversationRecord]:
-    settings_ = DialogueSettings(num_dialogues, seed)
-    return list(converse(image_id, f"{image_id}.jpg", "s1", split, address, STREETS, settings_))
+    others = [Address(street) for street in STREETS if street != address.street]
+    return _talk([address, *others], DialogueSettings(num_dialogues, seed), image_id, split)
+
+
+def _talk(
+    gallery: list[Address], talk: DialogueSettings, image_id: str = "i1", split: str = "train"
+) -> list[ConversationRecord]:
+    """About a photo of the gallery's first address."""
+    texts = ([image_id], [f"{image_id}.jpg"], ["s1"])
+    photos = PhotoColumns(*(pa.array(column, pa.string()) for column in texts), np.zeros(1, dtype=np.int64))
+    return from_table(write_dialogues(photos, split, Candidates(gallery), talk), ConversationRecord)
 
 
 def test_wordings_are_many_and_disjoint() -> None:
@@ -107,7 +119,7 @@ def test_what_the_map_does_not_know_is_not_asked() -> None:
     assert tasks == {"where", "street", "yes_no"}
     border = Address("Grant Street", "Downtown", (CrossStreet("Grant Street", "Bluff"),))
     assert "between" not in {task for dialogue in _dialogues(border) for task in dialogue.tasks}
-    (only,) = converse("i", "i.jpg", "s", "train", Address("Lone Street"), ["Lone Street"], DialogueSettings(1))
+    (only,) = _talk([Address("Lone Street")], DialogueSettings(1))
     assert only.tasks == ["where", "street"]
 
 
