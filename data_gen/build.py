@@ -22,8 +22,9 @@ import numpy as np
 
 from data_gen.addressing import geocode_part, locate_photos, refuse_leak
 from data_gen.annotations import import_addresses, parse_sources
+from data_gen.caps import cap_photos
 from data_gen.caption_steps import SAID, caption_part
-from data_gen.conversations import NUM_SHOWN, cap_photos, numbers_of_splits, talk_part, write_llava_json
+from data_gen.conversations import NUM_SHOWN, numbers_of_splits, talk_part, write_llava_json
 from data_gen.data_card import data_card
 from data_gen.gallery import City
 from data_gen.house_numbers import number_part
@@ -150,6 +151,8 @@ def _summarise(context: Context, steps: Steps) -> Facts:
         num_masked=sum(facts["masked"] for facts in steps.part_facts("captions")),
         num_streets=len(street_map.names) if street_map else len({record.address.street for record in gallery}),
     )
+    if caps := steps.facts("caps"):
+        counts["cap"] = caps
     licence = settings.photo_licence
     card = data_card(folder, totals, gallery, counts, leakage, streets=settings.streets, photo_licence=licence)
     write_text(folder / "README.md", card)

@@ -1,4 +1,4 @@
-"""Writes the dialogues of a data set: tables and LLaVA JSON by split, training photos capped by sub-street."""
+"""Writes the dialogues of a data set: tables and LLaVA JSON by split, without the training photos over the cap."""
 
 import gc
 import json
@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from tqdm import tqdm
 
+from data_gen.caps import CAPPED
 from data_gen.converse import DialogueSettings
 from data_gen.house_numbers import FOLDER as HOUSE_NUMBERS
 from data_gen.measured_dialogues import Candidates, NamedNumbers, PhotoColumns, write_dialogues
@@ -30,7 +31,6 @@ from llava_ial.prompts import stable_number
 from llava_ial.records import ConversationRecord, GalleryRecord, part_name, read_records, to_table, write_part
 from llava_ial.splits import SPLIT_NAMES
 
-CAPPED = "capped"
 _MOST = {"measured": 2, "all": 100}  # dialogues of a photo where the settings do not say; all: more than it can have
 NUM_SHOWN = 12  # photos of the preview
 
@@ -102,39 +102,6 @@ def _talk_part(context: Context, part: int) -> Facts:
     return {"splits": numbers, "shown": shown}
 
 
-def cap_photos(context: Context) -> Facts:
-    """Notes the training photos beyond the first ``max_photos_per_sub_street`` of their sub-street."""
-    most, seed = context.settings.max_photos_per_sub_street, context.settings.seed
-    if not most:
-        return {}
-    addresses = context.folder / "addresses"
-    numbers, classes, rows = [], [], []
-    class_of: dict[str, int] = {}
-    for part in range(num_parts(addresses)):
-        names, ids = _training(addresses, part)
-        rows.append(len(names))
-        numbers.append(NamedNumbers(seed, names).of("cap"))
-        classes.append(np.array([class_of.setdefault(i, len(class_of)) for i in ids], dtype=np.int64))
-    is_over = over_cap(np.concatenate(numbers), np.concatenate(classes), most)
-    start = 0
-    for part, count in enumerate(rows):
-        names, _ = _training(addresses, part)
-        over = [name for name, flag in zip(names, is_over[start : start + count].tolist(), strict=True) if flag]
-        write_part(context.work / CAPPED, pa.table({"image_id": pa.array(over, pa.string())}), part)
-        start += count
-    return {"over_cap": int(is_over.sum())}
-
-
-def over_cap(numbers: np.ndarray, classes: np.ndarray, most: int) -> np.ndarray:
-    """Which photos ``(N,)`` come after the first ``most`` of their class in the order of their numbers."""
-    order = np.lexsort((numbers, classes))
-    starts = np.flatnonzero(np.diff(classes[order], prepend=-1))
-    place = np.arange(len(order)) - np.repeat(starts, np.diff(starts, append=len(order)))
-    is_over = np.zeros(len(order), dtype=bool)
-    is_over[order[place >= most]] = True
-    return is_over
-
-
 def numbers_of_splits(parts: Sequence[Facts]) -> dict[str, dict[str, Any]]:
     """The numbers of each split over all parts."""
     total: dict[str, dict[str, Any]] = {}
@@ -201,13 +168,6 @@ def _talk(
         photo = LocatedPhoto(**row, address=gallery.records[index].address)
         records += converse_widely(photo, gallery.surroundings, dialogues)
     return to_table(records, ConversationRecord)
-
-
-def _training(addresses: Path, part: int) -> tuple[list[str], list[str]]:
-    """Names of the training photos of a part, and their sub-streets."""
-    table = read_columns(addresses, part, ["image_id", "sub_street_id", "split"])
-    table = table.filter(pc.equal(table["split"], "train"))
-    return table["image_id"].to_pylist(), table["sub_street_id"].to_pylist()
 
 
 def _write_fragment(folder: Path, dialogues: pa.Table, part: int) -> None:

@@ -127,9 +127,20 @@ def _split_table(
     photos_of = sorted(totals.of_sub_streets.values())
     lines += ["", f"Sub-streets of test photos without a training photo: {len(unseen):,}."]
     lines += [
-        f"Photos of a sub-street: {photos_of[0]:,} to {photos_of[-1]:,}, median {photos_of[len(photos_of) // 2]:,}."
+        f"Photos of a sub-street: {photos_of[0]:,} to {photos_of[-1]:,}, median {photos_of[len(photos_of) // 2]:,}.",
+        *_cap_lines(counts),
     ]
     return [*lines, f"Photos of an ambiguous street, marked: {totals.ambiguous:,}."]
+
+
+def _cap_lines(counts: dict[str, Any]) -> list[str]:
+    if "cap" not in counts:
+        return []
+    cap = counts["cap"]
+    return [
+        f"Training photos of one sub-street that dialogues are about: at most {cap['photos_a_sub_street']:,}; "
+        f"{cap['photos_over_cap']:,} photos of {cap['sub_streets_over_cap']:,} sub-streets are over that cap."
+    ]
 
 
 def _leakage_lines(leakage: dict[str, Any]) -> list[str]:

@@ -142,8 +142,14 @@ class BuildSettings(CaptionModelSettings, ServiceSettings):
     negatives: Path | None = field(
         default=None, metadata=_help("folder of photos of elsewhere: asked for their address, the answer is a refusal")
     )
+    max_times_mean: float = field(
+        default=4.0,
+        metadata=_help(
+            "training photos of one sub-street that are talked about, at most so many times the mean of all; 0: all"
+        ),
+    )
     max_photos_per_sub_street: int = field(
-        default=0, metadata=_help("training photos of one sub-street that are talked about; 0: all")
+        default=0, metadata=_help("training photos of one sub-street that are talked about, as a number; 0: all")
     )
     rows_a_part: int = field(
         default=65_536, metadata=_help("photos in one file of a table: the unit of work that is shared out and resumed")
@@ -176,6 +182,8 @@ class BuildSettings(CaptionModelSettings, ServiceSettings):
         for name in ("max_photos_per_sub_street", "num_dialogues"):
             if getattr(self, name) < 0:
                 raise UserError(f"{name}: {getattr(self, name)}; at least 0")
+        if self.max_times_mean and not self.max_times_mean >= 1:
+            raise UserError(f"max_times_mean: {self.max_times_mean}; at least 1, or 0 for no such cap")
         self._check_source()
         self.check_service()
         self.check_captioner(self.captioner)
@@ -262,6 +270,8 @@ class BuildSettings(CaptionModelSettings, ServiceSettings):
             inputs[f"annotations_{split}_{path.name}"] = file_hash(path)
         if self.photo_source != "table":
             inputs["image_root"] = _listing_hash(self.image_root)
+        if not self.max_times_mean:  # folders that were made before there was this cap are of the same build
+            del settings["max_times_mean"]
         if self.negatives is not None:
             inputs["negatives"] = _listing_hash(self.negatives)
         return {**settings, "inputs": inputs}

@@ -2,10 +2,8 @@
 
 from collections import Counter, defaultdict
 
-import numpy as np
 import pytest
 
-from data_gen.conversations import over_cap
 from data_gen.converse import DialogueSettings
 from data_gen.gallery import gallery_record, sub_street_id
 from data_gen.surroundings import Surroundings
@@ -165,14 +163,6 @@ def test_a_photo_of_elsewhere_is_refused() -> None:
         record = refuse("elsewhere/a.jpg", "../far/a.jpg", split, DialogueSettings())
         assert is_refusal(record.messages[1].content)
         assert (record.tasks, record.is_given_away, record.sub_street_id) == (["elsewhere"], [False], "")
-
-
-def test_cap_counts_photos_of_each_sub_street() -> None:
-    draw = np.random.default_rng(0)
-    numbers, classes = draw.permutation(60).astype(np.uint64), draw.integers(0, 4, 60)
-    naive = [int(np.sum((classes == classes[i]) & (numbers < numbers[i]))) >= 4 for i in range(60)]
-    assert over_cap(numbers, classes, 4).tolist() == naive
-    assert not over_cap(numbers, classes, 60).any()
 
 
 def test_streets_are_listed_as_one_says_them() -> None:
