@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 
 from llava_ial.address import Address, format_canonical, format_spoken, format_verbose
 from llava_ial.near_names import NearNames
-from llava_ial.place_names import Token, name_key, plain_key, spellings, tokenize
+from llava_ial.place_names import Token, fold_letters, name_key, plain_key, spellings, tokenize
 
 _STREET, _NEIGHBOURHOOD, _CITY = "street", "neighbourhood", "city"
 _DENIALS = frozenset({"not", "isnt", "wasnt", "arent", "cannot", "never", "nicht", "kein", "keine", "unlike"})
@@ -30,6 +30,8 @@ _FILLERS = frozenset({
     "on", "in", "at", "the", "from", "along", "be", "to", "taken", "located", "is", "was", "really", "actually",
     "auf", "an", "der", "die", "das", "dem", "den",
 })  # fmt: skip
+# A mistyped name is not looked for among these alone.
+_NO_NAMES = _FILLERS | _DENIALS | {"this", "that", "it", "no", "yes"}
 
 
 @dataclass(frozen=True)
@@ -50,13 +52,29 @@ class Match:
     how: str = "unmatched"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Mention:
     """A known name in a text: its tokens, and its spelling on the map for each kind of place that bears it."""
 
     start: int
     end: int
-    names: dict[str, str]
+    names: Mapping[str, str]
+
+
+class _Branch(dict[str, "_Branch"]):
+    """Names as a tree of words, by their comparison keys.
+
+    Attributes:
+        kinds: The names that end here, by kind of place.
+        only: The same where every kind has one: no spelling is to be chosen.
+    """
+
+    __slots__ = ("kinds", "only")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kinds: Mapping[str, Sequence[str]] = {}
+        self.only: Mapping[str, str] = {}
 
 
 class Gazetteer:
@@ -89,26 +107,38 @@ class Gazetteer:
                 # Two addresses that differ in an abbreviation alone cannot be told apart this way.
                 is_clear = self._whole.setdefault(name_key(text), found) == found
                 self._whole[name_key(text)] = found if is_clear else None
-        self._names = _names_by_key(self.addresses)
-        self._longest: dict[str, int] = defaultdict(int)
-        for key in self._names:
-            words = key.split(" ")
-            self._longest[words[0]] = max(self._longest[words[0]], len(words))
-        self._near = NearNames({name for kinds in self._names.values() for name in kinds.get(_STREET, [])})
+        names = _names_by_key(self.addresses)
+        self._tree = _Branch()
+        for key, kinds in names.items():
+            branch = self._tree
+            for word in key.split(" "):
+                branch = branch.setdefault(word, _Branch())
+            branch.kinds = kinds
+            if all(len(options) == 1 for options in kinds.values()):
+                branch.only = {kind: options[0] for kind, options in kinds.items()}
+        self._near = NearNames({name for kinds in names.values() for name in kinds.get(_STREET, [])})
 
     def match(self, text: str) -> Match:
         """The address that a text names. Never raises; a text without a known street is ``unmatched``."""
         tokens = tokenize(text)
         mentions = self._mentions(tokens, text)
-        if whole := self._whole_address(text, tokens, mentions):
+        streets = [m for m in mentions if _STREET in m.names]
+        bounds, has_gap = _bounds(tokens, streets)
+        free = [m for m in streets if m not in bounds and not _is_denied(tokens, m.start)]
+        leading = [m for m in free if not bounds or m.start < bounds[0].start]  # what bounds a place is a part of it
+        if leading and (whole := self._whole_address(text, tokens, leading)):
             return whole
-        found, has_gap = _interpret(tokens, mentions)
-        if not has_gap:
+        found = _interpret(tokens, mentions, bounds, free)
+        if found.street and not has_gap:
             return found
         added = [m for part in _uncovered(tokens, mentions) for m in [self._near_mention(tokens, *part)] if m]
         if not added:
             return found
-        better, _ = _interpret(tokens, sorted([*mentions, *added], key=lambda mention: mention.start))
+        mentions = sorted([*mentions, *added], key=lambda mention: mention.start)
+        streets = [m for m in mentions if _STREET in m.names]
+        bounds, _ = _bounds(tokens, streets)
+        free = [m for m in streets if m not in bounds and not _is_denied(tokens, m.start)]
+        better = _interpret(tokens, mentions, bounds, free)
         is_same = (better.street, better.cross_streets) == (found.street, found.cross_streets)
         return found if is_same else replace(better, how="fuzzy")
 
@@ -131,46 +161,49 @@ class Gazetteer:
     def _mentions(self, tokens: Sequence[Token], text: str) -> list[_Mention]:
         """Known names from left to right, the longest at each place, without overlaps."""
         found = []
-        start = 0
-        while start < len(tokens):
-            size = min(self._longest.get(tokens[start].key, 0), len(tokens) - start)
-            while size and not (names := self._names_of(tokens[start : start + size], text)):
-                size -= 1
-            if size:
-                found.append(_Mention(start, start + size, names))
-            start += max(size, 1)
+        start, count = 0, len(tokens)
+        while start < count:
+            branch = self._tree.get(tokens[start].key)
+            ends = []
+            end = start + 1
+            while branch is not None:
+                if branch.kinds:
+                    ends.append((end, branch))
+                branch = branch.get(tokens[end].key) if end < count else None
+                end += 1
+            while ends:
+                end, named = ends.pop()
+                if names := _names_of(named, tokens[start:end], text):
+                    found.append(_Mention(start, end, names))
+                    start = end - 1
+                    break
+            start += 1
         return found
 
-    def _names_of(self, part: Sequence[Token], text: str) -> dict[str, str]:
-        """The places that these words name, by kind."""
-        kinds = self._names.get(" ".join(token.key for token in part))
-        if not kinds:
-            return {}
-        plain = " ".join(token.plain for token in part)
-        names = {kind: _closest_spelling(options, plain, text) for kind, options in kinds.items()}
-        if any(token.is_after_break for token in part[1:]):  # "Main, Street 5" does not name Main Street
-            names = {kind: name for kind, name in names.items() if name in text}
-        return names
+    def _whole_address(self, text: str, tokens: Sequence[Token], streets: Sequence[_Mention]) -> Match | None:
+        """An address of the list in full, from its first word to the end of the text.
 
-    def _whole_address(self, text: str, tokens: Sequence[Token], mentions: Sequence[_Mention]) -> Match | None:
-        """An address of the list in full, from its first word to the end of the text."""
-        streets = [m for m in mentions if _STREET in m.names and not _is_denied(tokens, m.start)]
+        Args:
+            text: Where it is looked for.
+            tokens: Of the text.
+            streets: Those that may be the main street.
+        """
         sentence = text.strip()
-        for number, main in enumerate(streets):
-            for end in (sentence, sentence.removesuffix(".")):
+        ends = (sentence, sentence[:-1]) if sentence.endswith(".") else (sentence,)
+        # A street may be called like a word of the sentence ("Be"), so each mention has its try; but a later one must
+        # come with its surroundings, or it is just the second street of an enumeration.
+        for number, main in enumerate(streets if ", " in sentence else streets[:1]):
+            for end in ends:
                 for offset in _places_of(main.names[_STREET], end):
-                    # A street may be called like a word of the sentence ("Be"), so each mention has its try; but a
-                    # later one must come with its surroundings, or it is just the second street of an enumeration.
                     if (found := self._spoken.get(end[offset:])) and (number == 0 or ", " in end[offset:]):
                         return found
-        if not streets:
-            return None
         main = streets[0]
-        starts = {0, main.start, *(i for i, token in enumerate(tokens) if token.key == "located")}
+        keys = [token.key for token in tokens]
+        starts = {0, main.start, *(i for i, key in enumerate(keys) if key == "located")}
         for start in sorted(starts):
-            found = self._whole.get(" ".join(token.key for token in tokens[start:]))
-            if found and found.street == main.names[_STREET]:
-                return found
+            whole = self._whole.get(" ".join(keys[start:]))
+            if whole and whole.street == main.names[_STREET]:
+                return whole
         return None
 
     def _near_mention(self, tokens: Sequence[Token], start: int, end: int) -> _Mention | None:
@@ -186,32 +219,46 @@ class Gazetteer:
         return None
 
 
-def _interpret(tokens: Sequence[Token], mentions: Sequence[_Mention]) -> tuple[Match, bool]:
-    """Roles of the names in a text, and whether it lacks a street that an unknown word may stand for."""
-    streets = [m for m in mentions if _STREET in m.names]
-    bounds, has_gap = _bounds(tokens, streets)
-    free = [m for m in streets if m not in bounds and not _is_denied(tokens, m.start)]
+def _names_of(branch: _Branch, part: Sequence[Token], text: str) -> Mapping[str, str]:
+    """The places that these words name, by kind."""
+    names = branch.only
+    if not names:
+        plain = " ".join(token.plain for token in part)
+        names = {kind: _closest_spelling(options, plain, text) for kind, options in branch.kinds.items()}
+    for token in part[1:]:
+        if token.is_after_break:  # "Main, Street 5" does not name Main Street, unless that is how it is written
+            folded = fold_letters(text)
+            return {kind: name for kind, name in names.items() if fold_letters(name) in folded}
+    return names
+
+
+def _interpret(
+    tokens: Sequence[Token], mentions: Sequence[_Mention], bounds: Sequence[_Mention], free: Sequence[_Mention]
+) -> Match:
+    """Roles of the names in a text.
+
+    Args:
+        tokens: Of the text.
+        mentions: All names.
+        bounds: Those that bound the place.
+        free: Streets that are neither bounds nor denied.
+    """
     # A name that a neighbourhood or the city bears too is the street only where nothing else can be.
-    main = min(free, key=lambda m: (len(m.names), m.start), default=None)
-    areas = {
-        kind: next(
-            (
-                m.names[kind]
-                for m in mentions
-                if kind in m.names and m is not main and m not in bounds and not _is_denied(tokens, m.start)
-            ),
-            "",
-        )
-        for kind in (_NEIGHBOURHOOD, _CITY)
-    }
-    match = Match(
+    main = min(free, key=lambda m: len(m.names), default=None)
+    areas = {_NEIGHBOURHOOD: "", _CITY: ""}
+    for mention in mentions:
+        if mention is main or (len(mention.names) == 1 and _STREET in mention.names):
+            continue
+        for kind, named in areas.items():
+            if not named and kind in mention.names and mention not in bounds and not _is_denied(tokens, mention.start):
+                areas[kind] = mention.names[kind]
+    return Match(
         street=main.names[_STREET] if main else "",
         cross_streets=tuple(m.names[_STREET] for m in bounds),
         neighbourhood=areas[_NEIGHBOURHOOD],
         city=areas[_CITY],
         how="between" if len(bounds) == 2 else "ngram" if main or bounds else "unmatched",
     )
-    return match, has_gap or main is None
 
 
 def _bounds(tokens: Sequence[Token], streets: Sequence[_Mention]) -> tuple[list[_Mention], bool]:
@@ -244,12 +291,12 @@ def _first_name(tokens: Sequence[Token], start: int, by_start: Mapping[int, _Men
 
 
 def _uncovered(tokens: Sequence[Token], mentions: Sequence[_Mention]) -> Iterator[tuple[int, int]]:
-    """Runs of words that no mention covers and no comma parts, as (start, end)."""
+    """Runs of words that no mention covers and no comma parts, as (start, end); not those that can name nothing."""
     covered = {i for m in mentions for i in range(m.start, m.end)}
     start = 0
     for i in range(len(tokens) + 1):
         if i == len(tokens) or i in covered or tokens[i].is_after_break:
-            if i > start:
+            if any(tokens[j].key not in _NO_NAMES for j in range(start, i)):
                 yield start, i
             start = i + 1 if i in covered else i
 

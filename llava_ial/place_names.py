@@ -8,6 +8,7 @@ becomes a Doctor. What this folds together (``E Street`` and ``East Street``) ``
 import re
 import unicodedata
 from dataclasses import dataclass
+from functools import lru_cache
 
 # Left: what a name may be written with. Right: what it is compared by. Types of streets in English and German.
 _SHORT = {
@@ -51,7 +52,7 @@ _ORDINALS = (
 _TENS_WORDS = {f"{stem}y": 10 * i for i, stem in enumerate(_TENS) if stem}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Token:
     """A word of a text.
 
@@ -78,9 +79,11 @@ def fold_letters(text: str) -> str:
         >>> fold_letters("Calle de Alcalá, O’Hara Street")
         'calle de alcala, ohara street'
     """
-    folded = unicodedata.normalize("NFKD", _APOSTROPHES.sub("", text).casefold())
-    plain = "".join(c for c in folded if not unicodedata.combining(c)) if not folded.isascii() else folded
-    return _INITIALS.sub(r"\1", plain.translate(_LETTERS))
+    folded = _APOSTROPHES.sub("", text).casefold()
+    if not folded.isascii():
+        parts = unicodedata.normalize("NFKD", folded)
+        folded = "".join(c for c in parts if not unicodedata.combining(c)).translate(_LETTERS)
+    return _INITIALS.sub(r"\1", folded) if "." in folded else folded
 
 
 def tokenize(text: str) -> list[Token]:
@@ -92,19 +95,23 @@ def tokenize(text: str) -> list[Token]:
     """
     tokens: list[Token] = []
     is_after_break = False
-    for match in _WORD_OR_BREAK.finditer(fold_letters(text)):
-        word = match["word"]
+    for word in _WORD_OR_BREAK.findall(fold_letters(text)):
         if not word:
             is_after_break = True
             continue
-        if tokens and tokens[-1].plain in _TENS_WORDS and word in _ONES and not is_after_break:
+        if word in _ONES and tokens and tokens[-1].plain in _TENS_WORDS and not is_after_break:
             tens = tokens.pop()
             number = _ordinal(_TENS_WORDS[tens.plain] + _ONES.index(word))
             tokens.append(Token(f"{tens.plain} {word}", number, tens.is_after_break))
         else:
-            tokens.append(Token(word, _short(word), is_after_break))
+            tokens.append(_token(word, is_after_break))
         is_after_break = False
     return tokens
+
+
+@lru_cache(maxsize=1 << 16)
+def _token(word: str, is_after_break: bool) -> Token:
+    return Token(word, _short(word), is_after_break)
 
 
 def plain_key(name: str) -> str:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from llava_ial.address import Address, CrossStreet, format_canonical, format_spoken, format_verbose, is_plain_name
 from llava_ial.gazetteer import Gazetteer, Match
 from llava_ial.place_names import name_key, plain_key, tokenize
-from llava_ial.prompts import STREET, WHERE, format_answer
+from llava_ial.prompts import BETWEEN, NEIGHBOURHOOD, STREET, WHERE, format_answer
 
 
 def _address(street: str, *crossings: str, where: str = "", city: str = "Pittsburgh") -> Address:
@@ -77,21 +77,35 @@ def test_published_forms_are_found_in_any_case_and_abbreviated(form) -> None:
         assert set(TOWN.match(short).cross_streets) == {c.street for c in address.cross_streets}
 
 
-def test_all_streets_of_a_real_city(shared_data) -> None:
+@pytest.fixture(scope="module")
+def real_names(shared_data) -> list[str]:
     osmium = pytest.importorskip("osmium")
     ways = osmium.FileProcessor(str(shared_data / "pittsburgh" / "pittsburgh.osm.pbf"), osmium.osm.WAY)
-    streets = sorted({way.tags["name"] for way in ways if "name" in way.tags})
-    assert len(streets) == 6022
-    plain = [name for name in streets if is_plain_name(name)]
+    names = sorted({way.tags["name"] for way in ways if "name" in way.tags})
+    assert len(names) == 6022
+    return names
+
+
+def test_all_streets_of_a_real_city(real_names) -> None:
+    """Each as main street with none, one and two cross streets, as the first of two and as the second, in all forms."""
     draw = random.Random(0)
-    gallery = [
-        _address(name, *draw.sample(plain, draw.randrange(3)), where=draw.choice(("", "Shadyside"))) for name in plain
-    ]
+    names = draw.sample(real_names, len(real_names))
+    gallery = []
+    for i, name in enumerate(names):
+        crossings = names[i - 1], names[i - 2]
+        where = draw.choice(("", "Shadyside"))
+        gallery += [_address(name, *crossings[:count], where=where) for count in range(3)]
     gazetteer = Gazetteer(gallery)
     for address in gallery:
         assert _parts(gazetteer.match(format_answer(WHERE, address))) == _wanted(address)
-        assert gazetteer.match(format_answer(STREET, address)).street == address.street
-        assert gazetteer.match(f"No, this is not {address.street}.").street == ""
+        for form in (format_spoken, format_verbose, format_canonical):  # the published two do not name the city
+            assert _parts(gazetteer.match(form(address)))[:3] == _wanted(address)[:3]
+        if len(address.cross_streets) == 2:
+            assert gazetteer.match(format_answer(STREET, address)).street == address.street
+            assert gazetteer.match(format_answer(NEIGHBOURHOOD, address)).neighbourhood == address.neighbourhood
+            assert gazetteer.match(f"No, this is not {address.street}.").street == ""
+        if address.cross_streets:
+            assert gazetteer.match(format_answer(BETWEEN, address)).cross_streets == _wanted(address)[1]
 
 
 @pytest.mark.parametrize(
@@ -206,6 +220,30 @@ def test_a_name_of_a_script_without_spaces() -> None:
     gazetteer = Gazetteer([_address("中山路"), _address("南京東路")])
     assert gazetteer.match("中山路, 台北").street == "中山路"
     assert gazetteer.match("between 中山路 and 南京東路").cross_streets == ("中山路", "南京東路")
+
+
+@pytest.mark.parametrize(
+    "text", ["It is near Toner Street.", "near Toner Street, Oakland, Pittsburgh", "Near Toner St"]
+)
+def test_a_street_that_the_place_is_near_is_not_its_street(text) -> None:
+    """Though "Toner Street, Oakland, Pittsburgh" is an address in full."""
+    gazetteer = Gazetteer([_address("Toner Street"), _address("Toner Street", where="Oakland")])
+    match = gazetteer.match(text)
+    assert (match.street, match.cross_streets) == ("", ("Toner Street",))
+
+
+@pytest.mark.parametrize(
+    ("text", "street"),
+    [
+        ("This is Guest Elevator (Northeast).", "Guest Elevator (Northeast)"),
+        ("near the church, guest elevator (NORTHEAST)", "Guest Elevator (Northeast)"),
+        ("Fifth Avenue (Northeast)", "Fifth Avenue"),
+        ("Guest Elevator, Northeast", ""),
+    ],
+)
+def test_a_name_may_hold_a_separator(text, street) -> None:
+    gazetteer = Gazetteer([_address("Guest Elevator (Northeast)"), _address("Fifth Avenue")])
+    assert gazetteer.match(text).street == street
 
 
 def test_cross_streets_alone_name_no_main_street() -> None:
