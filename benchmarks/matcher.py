@@ -3,8 +3,8 @@
     python benchmarks/matcher.py --names city.osm.pbf
 
 Every name of the map becomes a street of the gazetteer and the subject of sentences. `right`: the street that was meant
-is found; `wrong`: another one; the rest is unmatched. Sentences are matched `--repeats` times and the fastest counts, so
-that a busy machine does not. Writes benchmarks/results/matcher.json and prints a table.
+is found; `wrong`: another one; the rest is unmatched. Sentences are counted per second of one core's time, the fastest
+of `--repeats` measurements. Writes benchmarks/results/matcher.json and prints a table.
 """
 
 import os
@@ -119,9 +119,9 @@ def measure(
             cases.append(case)
     seconds = []
     for _ in range(config.repeats):
-        started = time.perf_counter()
+        started = time.process_time()
         found = [gazetteer.match(text).street for text, _ in cases]
-        seconds.append(time.perf_counter() - started)
+        seconds.append(time.process_time() - started)
     # Names of one key ("E Street", "East Street") cannot be told apart in an abbreviation.
     right = sum(
         bool(street) == bool(meant) and keys.get(street, "") == keys.get(meant, "")

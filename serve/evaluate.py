@@ -171,6 +171,7 @@ def _publish(
     title = f"{asked} on {config.data.name}, split {config.split}"
     write_text(config.output / REPORT, results.report(title, has_photos=config.photos_in_report))
     run = {"seconds": round(time.time() - started, 1), "batch_size": config.batch_size, "device": config.device}
+    run["dtype"] = identity.get("dtype")
     run |= {"num_answers": results.num_answers, **results.billed(config.price_in, config.price_out)}
     run |= results.speed()
     write_json(config.output / "run.json", run)

@@ -129,6 +129,8 @@ def test_results_do_not_depend_on_the_batch(config, predictor, batch_size, tmp_p
     config.output, config.batch_size = tmp_path / "other", batch_size
     evaluate(config, as_backend(predictor, config))
     assert _published(config.output) == expected
+    run = json.loads((config.output / "run.json").read_text())
+    assert (run["batch_size"], run["dtype"], run["device"]) == (batch_size, "torch.float32", config.device)
 
 
 def test_stopped_at_any_write_and_continued(config, predictor, tmp_path) -> None:
