@@ -14,6 +14,7 @@ import torch
 from llava_ial.conversation import IMAGE_TOKEN, Message, user_question, validate_messages
 from llava_ial.data.llava import IGNORE_INDEX, disarm, encode_dialogue, encode_prompt
 from llava_ial.errors import UserError
+from llava_ial.hints import HintSettings, with_hint
 from llava_ial.locating import Candidate, Encoder, Locator, Photo, load_encoder, photo_pixels
 from llava_ial.manifest import read_manifest
 from llava_ial.models.closed_list import ChoiceScores, TokenTree, score_choices
@@ -61,6 +62,8 @@ class AddressPredictor(Locator):
         super().__init__(encoder)
         self._llava = llava
         self._token_trees: dict[tuple[str, ...], TokenTree] = {}
+        hints = llava.manifest.get("hints") if llava else None
+        self._hint_settings = HintSettings(**hints) if hints else None
 
     @classmethod
     def from_pretrained(
@@ -106,6 +109,27 @@ class AddressPredictor(Locator):
         """True for a folder of stage 2."""
         return self._llava is not None
 
+    @property
+    def takes_hints(self) -> bool:
+        """True if the language model was trained to be told AddressCLIP's candidates."""
+        return self._hint_settings is not None
+
+    def own_hints(self, photos: Sequence[Photo]) -> list[str]:
+        """What the language model is told of each photo before the first question; "" for a model without hints.
+
+        Raises:
+            UserError: A photo cannot be read.
+        """
+        if self._hint_settings is None:
+            return [""] * len(photos)
+        return self.hints_of(self.cosines(photos), self._hint_settings)
+
+    def _hints(self, photos: Sequence[Photo]) -> list[str]:
+        """One for each, every photo looked at once."""
+        shown = {_identity(photo): photo for photo in photos}
+        hint_of = dict(zip(shown, self.own_hints(list(shown.values())), strict=True))
+        return [hint_of[_identity(photo)] for photo in photos]
+
     def answer(self, messages: Sequence[Message], photo: Photo, *, max_new_tokens: int = MAX_NEW_TOKENS) -> Answer:
         """The answer to the last message of a dialogue about a photo."""
         return self.answer_batch([messages], [photo], max_new_tokens=max_new_tokens)[0]
@@ -117,6 +141,7 @@ class AddressPredictor(Locator):
         *,
         batch_size: int = 8,
         max_new_tokens: int = MAX_NEW_TOKENS,
+        hints: Sequence[str] | None = None,
     ) -> list[Answer]:
         """Answers in the order of the dialogues; in float32 they do not depend on ``batch_size``.
 
@@ -128,12 +153,15 @@ class AddressPredictor(Locator):
             photos: One per dialogue.
             batch_size: Photos, and questions, that are read at a time; four times as many answers are written together.
             max_new_tokens: Most tokens of an answer.
+            hints: One per dialogue, "" for none, instead of the photos' own.
 
         Raises:
             UserError: A photo cannot be read, or a dialogue is no dialogue.
         """
         llava = self._require_llava()
-        prompts = [self._prompt_ids(messages, max_new_tokens) for messages in dialogues]
+        told = self._hints(photos) if hints is None else hints
+        pairs = zip(dialogues, told, strict=True)
+        prompts = [self._prompt_ids(messages, max_new_tokens, hint) for messages, hint in pairs]
         answers: dict[int, Answer] = {}
         for group in _whole_photos(photos, batch_size):
             shown = {_identity(photos[i]): photos[i] for i in group}
@@ -154,7 +182,11 @@ class AddressPredictor(Locator):
         return [answers[i] for i in range(len(prompts))]
 
     def choose_batch(
-        self, dialogues: Sequence[Sequence[Message]], photos: Sequence[Photo], choices: Sequence[Sequence[str]]
+        self,
+        dialogues: Sequence[Sequence[Message]],
+        photos: Sequence[Photo],
+        choices: Sequence[Sequence[str]],
+        hints: Sequence[str] | None = None,
     ) -> list[ChoiceScores]:
         """How probable the model finds each of a list of answers, per dialogue.
 
@@ -162,9 +194,11 @@ class AddressPredictor(Locator):
             dialogues: As for ``answer_batch``.
             photos: One per dialogue.
             choices: Per dialogue the answers that are possible; equal lists are read once.
+            hints: As for ``answer_batch``.
         """
         llava = self._require_llava()
-        prompts = [self._prompt_ids(messages, 0) for messages in dialogues]
+        told = self._hints(photos) if hints is None else hints
+        prompts = [self._prompt_ids(messages, 0, hint) for messages, hint in zip(dialogues, told, strict=True)]
         scores: dict[int, ChoiceScores] = {}
         for group in _whole_photos(photos, 1):
             prefixes = self._prefixes({0: photos[group[0]]}, prompts[group[0]])
@@ -192,7 +226,10 @@ class AddressPredictor(Locator):
         Several photos are held to show one place: each has a vote on every word.
         """
         llava = self._require_llava()
-        prompt = self._prompt_ids(messages, max_new_tokens)
+        hint = ""
+        if self._hint_settings:
+            (hint,) = self.hints_of(self.cosines(photos).mean(dim=0, keepdim=True), self._hint_settings)
+        prompt = self._prompt_ids(messages, max_new_tokens, hint)
         prefixes = self._prefixes(dict(enumerate(photos)), prompt)
         question = split_prompt(llava.model, prompt)[1]
         rows = range(len(photos))
@@ -210,7 +247,7 @@ class AddressPredictor(Locator):
         if final != shown and final.startswith(shown):
             yield final[len(shown) :]
 
-    def _prompt_ids(self, messages: Sequence[Message], max_new_tokens: int) -> list[int]:
+    def _prompt_ids(self, messages: Sequence[Message], max_new_tokens: int, hint: str) -> list[int]:
         """Ids of a dialogue as training saw them; its earliest pairs are left out where they would not fit."""
         llava = self._require_llava()
         validate_messages(messages, "to answer")
@@ -218,7 +255,7 @@ class AddressPredictor(Locator):
             raise UserError(f"a dialogue to answer begins with {IMAGE_TOKEN} and ends with a question")
         room = llava.model.config.text_config.max_position_embeddings - max_new_tokens
         kept = list(messages)
-        while len(ids := encode_prompt(llava.tokenizer, kept, llava.num_image_tokens)) > room:
+        while len(ids := encode_prompt(llava.tokenizer, with_hint(kept, hint), llava.num_image_tokens)) > room:
             if len(kept) == 1:
                 raise UserError(f"the question is too long: {len(ids)} tokens with the photo, {room} fit; shorten it")
             kept = [Message("user", f"{IMAGE_TOKEN}\n{kept[2].content}"), *kept[3:]]

@@ -14,6 +14,7 @@ from llava_ial.address import Address
 from llava_ial.calibration import Calibration, load_calibration
 from llava_ial.data.images import load_photo, upright_rgb
 from llava_ial.errors import UserError
+from llava_ial.hints import HintSettings, format_hint
 from llava_ial.manifest import file_hash, read_manifest
 from llava_ial.models.address_clip import AddressCLIP
 from llava_ial.models.llava import ADDRESS_CLIP_KIND, load_address_encoder
@@ -73,7 +74,7 @@ class Locator:
             raise UserError("texts: none to choose from; give at least one")
         encoder = self._encoder
         candidates = encoder.model.embed_texts(texts, encoder.tokenizer)
-        probabilities = self.to_probabilities((self._photo_features([photo]) @ candidates.T).cpu())[0].tolist()
+        probabilities = self.to_probabilities((self.photo_features([photo]) @ candidates.T).cpu())[0].tolist()
         return sorted(zip(texts, probabilities, strict=True), key=lambda pair: -pair[1])
 
     def locate_batch(self, photos: Sequence[Photo], top_k: int = 5) -> list[list[Candidate]]:
@@ -114,10 +115,24 @@ class Locator:
         Raises:
             UserError: A photo cannot be read.
         """
-        return (self._photo_features(photos) @ self._encoder.gallery_embeddings.T).cpu()
+        return (self.photo_features(photos) @ self._encoder.gallery_embeddings.T).cpu()
+
+    @property
+    def gallery_embeddings(self) -> torch.Tensor:
+        """``(C, D)`` of the gallery's addresses, length one."""
+        return self._encoder.gallery_embeddings
+
+    def hints_of(self, cosines: torch.Tensor, settings: HintSettings) -> list[str]:
+        """What a language model is told of photos, from their cosines ``(N, C)``; see ``llava_ial.hints``."""
+        best = (self.logit_scale / settings.temperature * cosines).softmax(dim=-1).sort(descending=True, stable=True)
+        pairs = zip(best.indices[:, : settings.count].tolist(), best.values[:, : settings.count].tolist(), strict=True)
+        return [
+            format_hint([(self.gallery[row].address, share) for row, share in zip(rows, shares, strict=True)])
+            for rows, shares in pairs
+        ]
 
     @torch.no_grad()
-    def _photo_features(self, photos: Sequence[Photo]) -> torch.Tensor:
+    def photo_features(self, photos: Sequence[Photo]) -> torch.Tensor:
         """``(N, D)`` float32 of length one."""
         encoder = self._encoder
         pixels = photo_pixels(photos, encoder.image_processor).to(encoder.gallery_embeddings.device)

@@ -21,9 +21,10 @@ from llava_ial.manifest import read_manifest
 from llava_ial.models.llava import ADDRESS_CLIP_KIND
 from llava_ial.models.llava_folder import KIND as LLAVA_IAL_KIND
 from llava_ial.models.llava_merged import KIND as MERGED_KIND
-from serve.closed_answers import FREE, ClosedAnswers
+from serve.closed_answers import ClosedAnswers
 from serve.completions import CompletionsClient, ServerSettings
-from serve.evaluate_settings import DTYPES, EvaluateConfig, is_own_folder
+from serve.evaluate_settings import DTYPES, FREE, EvaluateConfig, is_own_folder
+from serve.hinted import HintsOf, open_hints
 from serve.image_text import ImageTextModel
 
 
@@ -81,11 +82,16 @@ def as_backend(predictor: AddressPredictor, config: EvaluateConfig) -> Backend:
     """A predictor of this project."""
     ask: Ask | None = None
     if predictor.can_answer:
+        hints_of = open_hints(predictor, config)
         if config.answers == FREE:
-            ask = _asks(predictor, config)
+            ask = _asks_with_hints(predictor, config, hints_of)
         else:
             ask = ClosedAnswers(
-                predictor, config.answers, batch_size=config.batch_size, max_new_tokens=config.max_new_tokens
+                predictor,
+                config.answers,
+                batch_size=config.batch_size,
+                max_new_tokens=config.max_new_tokens,
+                hints_of=hints_of,
             )
     return Backend(ask, predictor.probabilities, predictor)
 
@@ -111,6 +117,19 @@ def _asks(model: _Answerer, config: EvaluateConfig) -> Ask:
             photos,
             batch_size=config.batch_size,
             max_new_tokens=config.max_new_tokens,
+        )
+
+    return ask
+
+
+def _asks_with_hints(predictor: AddressPredictor, config: EvaluateConfig, hints_of: HintsOf) -> Ask:
+    def ask(questions: Sequence[Question], photos: Sequence[Image.Image]) -> Sequence[Answer | Failure]:
+        return predictor.answer_batch(
+            [question.messages for question in questions],
+            photos,
+            batch_size=config.batch_size,
+            max_new_tokens=config.max_new_tokens,
+            hints=hints_of(questions),
         )
 
     return ask

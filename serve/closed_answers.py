@@ -8,9 +8,9 @@ from PIL import Image
 from llava_ial.evaluation.questions import Question
 from llava_ial.inference import STOP, AddressPredictor, Answer
 from llava_ial.prompts import BETWEEN, CITY, NEIGHBOURHOOD, STREET, WHERE, format_answer, format_piece
+from serve.evaluate_settings import CONSTRAINED, RANKED
+from serve.hinted import HintsOf
 
-FREE, RANKED, CONSTRAINED = "free", "ranked", "constrained"
-MODES = (FREE, RANKED, CONSTRAINED)
 _NUM_KEPT = 5
 
 
@@ -22,11 +22,15 @@ class ClosedAnswers:
         mode: ``ranked`` or ``constrained``.
         batch_size: Free answers at a time.
         max_new_tokens: Most tokens of a free answer.
+        hints_of: What the model is told before the questions.
     """
 
-    def __init__(self, predictor: AddressPredictor, mode: str, *, batch_size: int, max_new_tokens: int) -> None:
+    def __init__(
+        self, predictor: AddressPredictor, mode: str, *, batch_size: int, max_new_tokens: int, hints_of: HintsOf
+    ) -> None:
         self._predictor = predictor
         self._mode = mode
+        self._hints_of = hints_of
         self._batch_size, self._max_new_tokens = batch_size, max_new_tokens
         addresses = [record.address for record in predictor.gallery]
         is_known = {
@@ -49,6 +53,7 @@ class ClosedAnswers:
             [questions[i].messages for i in listed],
             [photos[i] for i in listed],
             [self._choices[questions[i].task] for i in listed],
+            hints=self._hints_of([questions[i] for i in listed]),
         )
         answers: dict[int, Answer] = {}
         for i, found in zip(listed, scores, strict=True):
@@ -61,6 +66,7 @@ class ClosedAnswers:
             [photos[i] for i in rest],
             batch_size=self._batch_size,
             max_new_tokens=self._max_new_tokens,
+            hints=self._hints_of([questions[i] for i in rest]),
         )
         answers.update(zip(rest, spoken, strict=True))
         return [answers[i] for i in range(len(questions))]

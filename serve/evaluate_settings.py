@@ -12,10 +12,11 @@ from llava_ial.evaluation.questions import SCORED_TASKS
 from llava_ial.inference import MAX_NEW_TOKENS, choose_device, choose_dtype
 from llava_ial.manifest import BUILDING, MANIFEST, config_hash, file_hash
 from llava_ial.models.quantized import QUANTIZATIONS
-from serve.closed_answers import FREE, MODES
 from serve.completions import KEY_VARIABLE, ServerSettings
 from serve.examples import find_photos
 
+FREE, RANKED, CONSTRAINED = MODES = ("free", "ranked", "constrained")
+OWN, NONE, SHUFFLED = HINTS = ("own", "none", "shuffled")
 DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -48,6 +49,13 @@ class EvaluateConfig:
         metadata={
             "help": "free: text; ranked: the address of the list that the model finds likeliest; constrained: text "
             "held to the list, token by token. The last two are for a folder of stage 2 and give probabilities"
+        },
+    )
+    hints: str = field(
+        default=OWN,
+        metadata={
+            "help": "of a model that was trained with hints: its own, 'none', or 'shuffled', those of other photos, "
+            "which show what it sees itself"
         },
     )
     concurrency: int = field(default=8, metadata={"help": "with --server: requests at a time"})
@@ -114,6 +122,10 @@ def refuse_impossible(config: EvaluateConfig) -> None:
         raise UserError(
             f"--answers {config.answers} needs a model whose probabilities can be read: a folder of stage 2"
         )
+    if config.hints not in HINTS:
+        raise UserError(f"--hints '{config.hints}' is unknown; allowed: {', '.join(HINTS)}")
+    if config.hints != OWN and not is_own_folder(config):
+        raise UserError(f"--hints {config.hints} is for a folder of stage 2 that was trained with hints")
     if config.server:
         ServerSettings(config.server, str(config.model))
     for name in ("batch_size", "max_new_tokens", "concurrency"):
@@ -143,6 +155,7 @@ def identity_of(config: EvaluateConfig, dataset: IALDataset) -> tuple[dict[str, 
     names = (
         "split",
         "answers",
+        "hints",
         "tasks",
         "shuffle_photos",
         "dialogues",

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_ial.data.dataset import IALDataset, Sample
+from llava_ial.evaluation.against_encoder import against_encoder
 from llava_ial.evaluation.analysis import (
     break_down,
     placings_of_answers,
@@ -130,6 +131,8 @@ class Results:
             )
         if placings := placings_of_answers(answers.scored, self.dataset.gallery):
             self.metrics["answers_by_place"] = break_down(placings, seed=self._seed)
+        if found := against_encoder(answers.scored, self.ranked, self.dataset.gallery, seed=self._seed):
+            self.metrics["against_encoder"] = {level: asdict(pairs) for level, pairs in found.items()}
         if control:
             self.metrics["shuffled_photos"] = asdict(control.metrics) | {"num_same_street": num_same_street}
 
@@ -152,7 +155,8 @@ class Results:
         answers, control = (part.metrics if part else None for part in (self.answers, self.control))
         dialogues = self.dialogues.metrics if self.dialogues else None
         elsewhere = self.metrics.get("elsewhere", {})
-        return format_summary(answers, control, rankings, facts, self._agreement, dialogues, elsewhere)
+        against = self.metrics.get("against_encoder", {})
+        return format_summary(answers, control, rankings, facts, self._agreement, dialogues, elsewhere, against)
 
     def report(self, title: str, *, has_photos: bool) -> str:
         """The evaluation as one HTML file; without photos where they are not to be shown."""

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from llava_ial.address import Address, CrossStreet
 from llava_ial.conversation import Message
 from tests.tiny_world import build_tiny_dataset
-from train.toy_base.dialogues import address_dialogues, name_words, rename, some_turns
+from train.toy_base.dialogues import address_dialogues, listed, name_words, rename, some_turns
 
 TALK = [
     Message("user", "Where is this?"),
@@ -52,7 +52,7 @@ def test_the_words_of_names_leave_out_the_kind_of_street() -> None:
     assert name_words([address]) == {"Oak", "Elm", "Old", "Bay"}
 
 
-def test_talk_has_no_photo_and_is_told_the_address_half_of_the_time(tmp_path: Path) -> None:
+def test_talk_has_no_photo_and_the_address_is_often_told_or_listed(tmp_path: Path) -> None:
     data = build_tiny_dataset(tmp_path / "data")
     talks = address_dialogues([data] * 20, seed=0)
     assert talks == address_dialogues([data] * 20, seed=0)
@@ -60,4 +60,25 @@ def test_talk_has_no_photo_and_is_told_the_address_half_of_the_time(tmp_path: Pa
     told = sum(
         talk[0].content.startswith(("This photo was taken at ", "I am stand", "The photo shows ")) for talk in talks
     )
-    assert 0.35 < told / len(talks) < 0.65
+    listed_first = [talk for talk in talks if talk[0].content.startswith("Likely addresses: ")]
+    assert 0.2 < told / len(talks) < 0.4
+    assert 0.4 < len(listed_first) / len(talks) < 0.6
+
+
+def test_the_truth_is_in_each_place_of_a_list_as_often_as_its_probability_says() -> None:
+    draw = np.random.default_rng(0)
+    addresses = [Address(f"{name} Road", f"Hill {i % 2}") for i, name in enumerate("ABCDEFGH")]
+    stated, found = [], []
+    for _ in range(3000):
+        lines = listed(addresses[3], addresses, draw)
+        shares = [share for _, share in lines]
+        assert sorted(shares, reverse=True) == shares
+        assert 0.3 <= sum(shares) <= 0.95
+        assert len({address for address, _ in lines}) == len(lines) <= 4
+        place = [address for address, _ in lines].index(addresses[3])
+        stated.append(shares[0] / sum(shares))
+        found.append(place == 0)
+    sharp = np.array(stated) > np.median(stated)
+    for part in (sharp, ~sharp):
+        assert abs(np.mean(np.array(stated)[part]) - np.mean(np.array(found)[part])) < 0.04
+    assert listed(addresses[0], addresses[:1], draw)[0][0] == addresses[0]

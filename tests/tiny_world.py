@@ -103,7 +103,7 @@ def build_tiny_dataset(folder: Path, world: TinyWorld | None = None, *, image_ro
         tiny_photo(i % world.num_addresses, i // world.num_addresses, width=world.width, height=world.height).save(
             path, quality=95
         )
-    gallery = [_gallery_record(i, world, len(splits)) for i in range(world.num_addresses)]
+    gallery = [tiny_gallery_record(i, world, len(splits)) for i in range(world.num_addresses)]
     addresses = [
         AddressRecord(p.image_id, gallery[i % len(gallery)].sub_street_id, gallery[i % len(gallery)].address,
                       splits[i], 4.0 + i % 3, 40.0, False, "nearest")
@@ -144,7 +144,7 @@ def _photo_record(index: int, address_index: int, split: str) -> PhotoRecord:
     )
 
 
-def _gallery_record(index: int, world: TinyWorld, num_photos: int) -> GalleryRecord:
+def tiny_gallery_record(index: int, world: TinyWorld, num_photos: int) -> GalleryRecord:
     address = tiny_address(index)
     frame = LocalFrame(ORIGIN)
     east, north = BLOCK_M * (index % 2), BLOCK_M * (index // 2)

@@ -6,6 +6,7 @@ assistant speaks, ``</s>`` included: these alone are supervised.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain, repeat
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from llava_ial.conversation import IMAGE_TOKEN, Message, load_chat_template, val
 from llava_ial.data.dataset import IALDataset
 from llava_ial.data.images import load_photo
 from llava_ial.errors import UserError
+from llava_ial.hints import with_hint
 from llava_ial.records import ConversationRecord
 
 IGNORE_INDEX = -100  # torch's cross-entropy skips this label
@@ -46,6 +48,7 @@ def encode_dialogue(
     *,
     name: str = "",
     max_length: int | None = None,
+    hint: str = "",
 ) -> EncodedDialogue:
     """Encodes a whole dialogue for training.
 
@@ -58,6 +61,7 @@ def encode_dialogue(
         num_image_tokens: Features of one photo.
         name: The conversation's id, for error messages.
         max_length: Most tokens, image tokens counted.
+        hint: Told before the first question; it stays when that one is left out.
 
     Raises:
         UserError: Nothing would be supervised.
@@ -65,12 +69,12 @@ def encode_dialogue(
     kept = list(messages)
     has_image = any(IMAGE_TOKEN in message.content for message in kept)
     validate_messages(kept, name, num_images=int(has_image))
-    ids, labels = _encode(tokenizer, kept, num_image_tokens)
+    ids, labels = _encode(tokenizer, with_hint(kept, hint), num_image_tokens)
     while max_length is not None and len(ids) > max_length and len(kept) > 2:
         kept = kept[2:]
         if has_image and IMAGE_TOKEN not in kept[0].content:
             kept[0] = Message("user", f"{IMAGE_TOKEN}\n{kept[0].content}")
-        ids, labels = _encode(tokenizer, kept, num_image_tokens)
+        ids, labels = _encode(tokenizer, with_hint(kept, hint), num_image_tokens)
     is_cut = max_length is not None and len(ids) > max_length
     if is_cut:
         ids, labels = ids[:max_length], labels[:max_length]
@@ -120,10 +124,12 @@ class LlavaDataset(Dataset[dict[str, Any]]):
         num_image_tokens: int,
         max_length: int,
         photos_in_memory: int = 0,
+        hints: Sequence[str] = (),
     ) -> None:
         """Encodes every dialogue at once, so that a bad one stops the run before it starts.
 
-        ``photos_in_memory`` decoded photos are kept, which pays where a few are seen again and again.
+        ``photos_in_memory`` decoded photos are kept, which pays where a few are seen again and again. ``hints`` belong
+        to the first conversations, in order; those after them have none.
         """
         self._dataset = dataset
         self._image_processor = image_processor
@@ -134,9 +140,14 @@ class LlavaDataset(Dataset[dict[str, Any]]):
         self.conversations = list(conversations)
         self.encoded = [
             encode_dialogue(
-                tokenizer, record.messages, num_image_tokens, name=record.conversation_id, max_length=max_length
+                tokenizer,
+                record.messages,
+                num_image_tokens,
+                name=record.conversation_id,
+                max_length=max_length,
+                hint=hint,
             )
-            for record in self.conversations
+            for record, hint in zip(self.conversations, chain(hints, repeat("")), strict=False)
         ]
         for record in self.conversations:
             self._refuse_missing_photo(record)

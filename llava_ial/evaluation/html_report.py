@@ -10,7 +10,14 @@ from llava_ial.evaluation.gallery import RIGHT, VERDICTS, PhotoCase, choose_case
 from llava_ial.evaluation.listed import Letter, Positions
 from llava_ial.evaluation.published import PUBLISHED
 from llava_ial.evaluation.reliability import Bin
-from llava_ial.evaluation.report import RATE_LABELS, say_elsewhere, say_positions
+from llava_ial.evaluation.report import (
+    AGAINST_HEAD,
+    AGAINST_NOTE,
+    RATE_LABELS,
+    against_rows,
+    say_elsewhere,
+    say_positions,
+)
 from llava_ial.geo import GeoPoint
 from llava_ial.records import GalleryRecord
 from llava_ial.street_map import MapPoint, StreetMap, pan_and_zoom_script
@@ -45,6 +52,7 @@ def format_html(
         _headline(metrics),
         _answers(metrics),
         _rankings(metrics),
+        _against(metrics),
         _reliability(metrics),
         _map(cases, street_map),
         _places(metrics),
@@ -112,6 +120,13 @@ def _answers(metrics: Mapping[str, Any]) -> str:
         facts.append(f"{said[0].upper()}{said[1:]}.")
     head = ["of the answers", "share", "95 % interval", "answers", "panoramas"]
     return _section("Answers", _table(head, rows) + f"<p>{' '.join(facts)}</p>")
+
+
+def _against(metrics: Mapping[str, Any]) -> str:
+    if "against_encoder" not in metrics:
+        return ""
+    table = _table(list(AGAINST_HEAD), against_rows(metrics["against_encoder"]))
+    return _section("More than its encoder?", f"{table}<p>{AGAINST_NOTE}</p>")
 
 
 def _rankings(metrics: Mapping[str, Any]) -> str:

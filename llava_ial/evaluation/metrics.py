@@ -182,7 +182,7 @@ def score_answer(
     if prediction.task == STREET:
         is_right, is_read = match.street == address.street, bool(match.street)
     elif prediction.task == BETWEEN:
-        is_right, is_read = _same_crossings(match, address), bool(match.cross_streets)
+        is_right, is_read = same_crossings(match, address), bool(match.cross_streets)
     elif prediction.task in (NEIGHBOURHOOD, CITY):
         said = named_area(prediction, match)
         wanted = address.neighbourhood if prediction.task == NEIGHBOURHOOD else address.city
@@ -194,7 +194,7 @@ def score_answer(
     elif prediction.task == CANDIDATES:
 
         def is_truth(found: Match) -> bool:
-            return names_street(found, address, gazetteer) and _same_crossings(found, address)
+            return names_street(found, address, gazetteer) and same_crossings(found, address)
 
         return ScoredAnswer(prediction, truth, match, score_candidates(text, is_truth, gazetteer))
     elif prediction.task == NEARBY:
@@ -232,7 +232,7 @@ def _score_where(
 ) -> ScoredAnswer:
     address = truth.address
     is_street = names_street(match, address, gazetteer)
-    is_piece = is_street and _same_crossings(match, address)
+    is_piece = is_street and same_crossings(match, address)
     # A sentence of the right form with an unknown street names an address all the same.
     is_unknown = not match.street and parse_answer(WHERE, prediction.answer) is not None
     is_refused = not match.street and not is_unknown and is_refusal(prediction.answer)
@@ -266,7 +266,8 @@ def _score_yes_no(text: str, expected: str) -> dict[str, float]:
     return {"yes_no_question_accuracy": is_right, f"{wanted}_recall": is_right, "unparsed_rate": verdict is None}
 
 
-def _same_crossings(match: Match, truth: Address) -> bool:
+def same_crossings(match: Match, truth: Address) -> bool:
+    """True if the cross streets that were named are those of the address, in any order."""
     return sorted(match.cross_streets) == sorted(cross.street for cross in truth.cross_streets)
 
 

@@ -37,6 +37,20 @@ RATE_LABELS = {
     "kinds_consistency": "answers to two kinds of questions agree",
 }
 
+AGAINST_HEAD = (
+    "answer against first candidate",
+    "points",
+    "95 % interval",
+    "p",
+    "differ",
+    "answer right",
+    "candidate right",
+)
+AGAINST_NOTE = (
+    "points: the answers' accuracy minus that of AddressCLIP's first candidates, paired by photo. Of those that "
+    "differ: how many answers are right, and how many first candidates. Answers that repeat the candidates show 0."
+)
+_LEVELS = {"street": "street", "piece": "street and cross streets"}
 _HEAD = ("share", "95 % interval", "answers", "panoramas")
 
 
@@ -48,6 +62,7 @@ def format_summary(
     agreement: Mapping[str, Rate] | None = None,
     dialogues: AddressMetrics | None = None,
     elsewhere: Mapping[str, Any] | None = None,
+    against: Mapping[str, Any] | None = None,
 ) -> str:
     """The evaluation in Markdown.
 
@@ -58,6 +73,7 @@ def format_summary(
         dialogues: Of the questions that an earlier turn of their dialogue gives away.
         elsewhere: How well photos of other places are told apart.
         agreement: Rates of ``llava_ial.evaluation.consistency``.
+        against: ``against_encoder`` of the answers and the encoder's first candidates.
         facts: ``split``, ``num_photos``, ``num_given_away``, ``num_other_tasks``, ``num_same_street``.
     """
     lines = [f"# Evaluation on split `{facts['split']}`", "", *_headline(metrics, control, facts), ""]
@@ -76,6 +92,8 @@ def format_summary(
         lines += [""]
     if rankings:
         lines += _rankings(rankings)
+    if against:
+        lines += ["", *format_table(AGAINST_HEAD, against_rows(against)), "", AGAINST_NOTE]
     if elsewhere and "auroc" in elsewhere:
         lines += ["", say_elsewhere(elsewhere)]
     return "\n".join(lines) + "\n"
@@ -92,6 +110,17 @@ def _rankings(rankings: Mapping[str, Mapping[str, Any]]) -> list[str]:
         if ranking["num_failed"]
     ]
     return lines
+
+
+def against_rows(against: Mapping[str, Any]) -> list[list[str]]:
+    """Cells of the table under ``AGAINST_HEAD``."""
+    rows = []
+    for level, found in against.items():
+        gap = found["difference"]
+        interval = f"{100 * gap['low']:+.1f} - {100 * gap['high']:+.1f}"
+        counts = [str(found[name]) for name in ("num_differ", "num_right", "num_encoder_right")]
+        rows.append([_LEVELS[level], f"{100 * gap['value']:+.1f}", interval, f"{gap['p_value']:.3f}", *counts])
+    return rows
 
 
 def say_elsewhere(found: Mapping[str, Any]) -> str:

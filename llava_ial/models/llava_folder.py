@@ -3,7 +3,7 @@
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from transformers import (
 
 from llava_ial.conversation import IMAGE_TOKEN, chat_template_hash, load_chat_template
 from llava_ial.errors import UserError
+from llava_ial.hints import HintSettings
 from llava_ial.manifest import (
     BUILDING,
     MANIFEST,
@@ -106,6 +107,7 @@ def save_llava_ial(
     state_dict: dict[str, torch.Tensor] | None = None,
     parents: dict[str, str] | None = None,
     is_tower_tuned: bool = False,
+    hints: HintSettings | None = None,
     card: str = "",
 ) -> None:
     """Writes everything the folder needs to stand alone beside its base; the manifest last.
@@ -123,6 +125,7 @@ def save_llava_ial(
         state_dict: Weights to save, where the model's own are not those (partitioned by ZeRO-3, LoRA in the tower).
         parents: Hashes of the data set, of stage 1 and of the base; that of the base is computed if it is not there.
         is_tower_tuned: The tower is no longer that of stage 1, so it gets a hash of its own.
+        hints: How the model's hints are made, None for a model without.
         card: ``README.md``.
 
     Raises:
@@ -154,6 +157,7 @@ def save_llava_ial(
         vision_feature_layer=llava_config.vision_feature_layer,
         vision_feature_select_strategy=llava_config.vision_feature_select_strategy,
         projector_hash=projector_hash,
+        hints=asdict(hints) if hints else None,
     )
 
 

@@ -71,6 +71,7 @@ def publish_merged(folder: Path, source: Path, config: dict[str, object], agreem
         # Of the weights as they are on disk: rounding to 16 bits makes another tower of stage 1's.
         merged_tower_hash=tower_hash(getattr(model.model, TOWER)),
         **{name: adapted[name] for name in ("tower_hash", "gallery_hash", "chat_template_hash")},
+        hints=adapted.get("hints"),
         logit_difference=round(agreement.logit_difference, 6),
         num_same_answers=agreement.num_same_answers,
         num_answers=agreement.num_answers,

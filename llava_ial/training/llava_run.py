@@ -16,6 +16,7 @@ from llava_ial.data.dataset import IALDataset
 from llava_ial.data.llava import LlavaDataset
 from llava_ial.data.llava_json import draw_mixed, hash_of_json, parse_mixture
 from llava_ial.errors import UserError
+from llava_ial.locating import Locator, load_encoder
 from llava_ial.manifest import BUILDING, MANIFEST, FolderState, claim_folder, file_hash, read_manifest
 from llava_ial.models.image_text import KIND as IMAGE_TEXT_KIND
 from llava_ial.models.image_text import model_type
@@ -31,6 +32,7 @@ from llava_ial.models.llava_folder import KIND, base_hash
 from llava_ial.models.quantized import quantization_config, refuse_quantized_elsewhere
 from llava_ial.models.tuned_tower import add_tower_lora, set_tower_training
 from llava_ial.training.checkpoints import CHECKPOINTS
+from llava_ial.training.llava_hints import HintPlan, TrainingHints, build_hints
 from llava_ial.training.llava_probe import Features, Probe, build_probe
 from llava_ial.training.llava_settings import (
     LlavaArguments,
@@ -68,6 +70,7 @@ class LlavaRun:
     train_set: LlavaDataset
     validation: Validation | None
     probe: Probe | None = None
+    hints: TrainingHints | None = None
 
     @property
     def output(self) -> Path:
@@ -148,6 +151,7 @@ def build_run(settings: LlavaSettings, arguments: LlavaArguments, inputs: Inputs
     if tokenizer.convert_tokens_to_ids(IMAGE_TOKEN) != llava.config.image_token_id:
         raise UserError(f"--base {settings.base}: its tokenizer does not know {IMAGE_TOKEN} as the image token")
     image_processor = AutoImageProcessor.from_pretrained(settings.stage1, backend="pil")
+    hints = _hints(settings, arguments, dataset)
     conversations = dataset.conversations("train")
     encoding: dict[str, Any] = {"num_image_tokens": count, "max_length": settings.max_length}
     train_set = LlavaDataset(
@@ -156,13 +160,15 @@ def build_run(settings: LlavaSettings, arguments: LlavaArguments, inputs: Inputs
         tokenizer,
         image_processor,
         photos_in_memory=settings.photos_in_memory,
+        hints=hints.train if hints else (),
         **encoding,
     )
     validation = None
     if is_measured(arguments):
         validation = build_validation(
-            dataset, settings.eval_split, settings.eval_photos, tokenizer, image_processor, **encoding
-        )
+            dataset, settings.eval_split, settings.eval_photos, tokenizer, image_processor,
+            hints=hints.own if hints else {}, **encoding,
+        )  # fmt: skip
     probe = None
     if settings.forgetting_probe:
         probe = build_probe(
@@ -172,8 +178,19 @@ def build_run(settings: LlavaSettings, arguments: LlavaArguments, inputs: Inputs
     if arguments.activation_checkpointing:
         model.enable_input_require_grads()
     return LlavaRun(
-        settings, arguments, inputs, dataset, model, tokenizer, image_processor, train_set, validation, probe
+        settings, arguments, inputs, dataset, model, tokenizer, image_processor, train_set, validation, probe, hints
     )
+
+
+def _hints(settings: LlavaSettings, arguments: LlavaArguments, dataset: IALDataset) -> TrainingHints | None:
+    """What AddressCLIP says of the photos, None if nobody asked; all processes share the work."""
+    if not settings.hints:
+        return None
+    with whole_tensors(arguments):
+        device = "cpu" if arguments.device.type == "cpu" else str(arguments.device)
+        locator = Locator(load_encoder(settings.stage1, device))
+    plan = HintPlan(settings.hints, settings.hint_dropout, settings.hint_shuffle, arguments.seed)
+    return build_hints(locator, dataset, plan, settings.eval_split if is_measured(arguments) else None)
 
 
 @contextmanager
@@ -200,5 +217,5 @@ def describe(run: LlavaRun) -> str:
     return (
         f"{len(lengths)} dialogues of {min(lengths)} to {max(lengths)} tokens; "
         f"left out to fit max_length {run.settings.max_length}: {dropped} turns, {cut} ends of answers; "
-        f"{distributed.world_size()} process(es)"
+        f"{distributed.world_size()} process(es)" + (f"\n{run.hints.describe()}" if run.hints else "")
     )

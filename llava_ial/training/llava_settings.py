@@ -83,6 +83,11 @@ class LlavaSettings:
     vision_feature_select_strategy: str = field(
         default="default", metadata={"help": "'default' drops the class token, 'full' keeps it"}
     )
+    hints: int = field(
+        default=0, metadata={"help": "likeliest addresses of AddressCLIP that stand before the first question; 0: none"}
+    )
+    hint_dropout: float = field(default=0.1, metadata={"help": "share of the training dialogues without hints"})
+    hint_shuffle: float = field(default=0.05, metadata={"help": "share with the hints of another photo"})
     max_length: int = field(default=2048, metadata={"help": "most tokens of a dialogue, image tokens counted"})
     photos_in_memory: int = field(
         default=0, metadata={"help": "decoded photos that each process keeps; for data sets of a few hundred photos"}
@@ -155,12 +160,15 @@ class LlavaSettings:
         _require(is_measured or self.early_stopping == 0, "early_stopping", self.early_stopping, needs_measuring)
         for name in ("num_processes", "lora_rank", "lora_alpha", "max_length", "eval_photos"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("projector_learning_rate", "vision_tower_learning_rate", "photos_in_memory", "early_stopping"):
+        for name in ("projector_learning_rate", "vision_tower_learning_rate", "photos_in_memory", "early_stopping",
+                     "hints", "hint_dropout", "hint_shuffle"):  # fmt: skip
             _require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
         for name, allowed in _ALLOWED.items():
             _require(getattr(self, name) in allowed, name, getattr(self, name), ", ".join(allowed))
         for text in self.mix:
             parse_mixture(text)
+        both = self.hint_dropout + self.hint_shuffle
+        _require(both <= 1, "hint_dropout", f"with --hint_shuffle {both}", "together at most 1")
         _require(0 <= self.lora_dropout < 1, "lora_dropout", self.lora_dropout, "at least 0 and below 1")
 
 
@@ -235,7 +243,12 @@ def refuse_beside_other_bases(settings: LlavaSettings, arguments: LlavaArguments
     Raises:
         UserError: Names the option.
     """
-    ours = {"clip": settings.clip, "mix": settings.mix, "forgetting_probe": settings.forgetting_probe}
+    ours = {
+        "clip": settings.clip,
+        "hints": settings.hints,
+        "mix": settings.mix,
+        "forgetting_probe": settings.forgetting_probe,
+    }
     for name, value in ours.items():
         _require(not value, name, value, "nothing: a base that is no LLaVA-1.5 keeps its own tower and template")
     for name in ("tune_vision_tower", "quantize"):

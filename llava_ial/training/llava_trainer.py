@@ -141,6 +141,7 @@ class LlavaTrainer(Trainer):
                 state_dict=state,
                 parents=run.inputs.parents,
                 is_tower_tuned=run.settings.tune_vision_tower != "none",
+                hints=run.hints.settings if run.hints else None,
                 card=format_card(
                     base=run.settings.base,
                     dataset=run.dataset,

@@ -15,6 +15,7 @@ from llava_ial.data.llava import IGNORE_INDEX, LlavaCollator, LlavaDataset, enco
 from llava_ial.evaluation.metrics import Truth, score_answers
 from llava_ial.evaluation.questions import Question, load_questions
 from llava_ial.gazetteer import Gazetteer
+from llava_ial.hints import with_hint
 from llava_ial.models.greedy import encode_prefixes, end_token, greedy_tokens, image_features, split_prompt
 from llava_ial.prompts import WHERE
 from llava_ial.records import PredictionRecord
@@ -33,6 +34,7 @@ class Validation:
         rows: For each question the first dialogue of its photo.
         truths: True addresses by photo.
         gazetteer: Of all candidate addresses.
+        hints: Of the photos; none without an entry.
     """
 
     dialogues: LlavaDataset
@@ -40,6 +42,7 @@ class Validation:
     rows: list[int]
     truths: dict[str, Truth]
     gazetteer: Gazetteer
+    hints: Mapping[str, str]
 
 
 def build_validation(
@@ -48,6 +51,8 @@ def build_validation(
     num_photos: int,
     tokenizer: PreTrainedTokenizerBase,
     image_processor: BaseImageProcessor,
+    *,
+    hints: Mapping[str, str],
     **encoding: Any,
 ) -> Validation:
     """The sample: ``num_photos`` of a split that are asked where they were taken, evenly spread over it.
@@ -58,6 +63,7 @@ def build_validation(
         num_photos: At most so many.
         tokenizer: Of the base.
         image_processor: Of the tower.
+        hints: Of the split's photos, by ``image_id``.
         encoding: Further arguments of ``LlavaDataset``.
 
     Raises:
@@ -74,11 +80,19 @@ def build_validation(
         if sample.photo.image_id in chosen
     }
     return Validation(
-        LlavaDataset(dataset, records, tokenizer, image_processor, **encoding),
+        LlavaDataset(
+            dataset,
+            records,
+            tokenizer,
+            image_processor,
+            hints=[hints.get(record.image_id, "") for record in records],
+            **encoding,
+        ),
         list(chosen.values()),
         [place[image_id] for image_id in chosen],
         truths,
         Gazetteer([record.address for record in dataset.gallery]),
+        hints,
     )
 
 
@@ -130,7 +144,8 @@ def answer_scores(
     found: list[PredictionRecord] = []
     for rows in _own_parts(len(validation.questions), batch_size, everyone=everyone):
         questions = [validation.questions[row] for row in rows]
-        prompts = [encode_prompt(tokenizer, question.messages, num_image_tokens) for question in questions]
+        dialogues = [with_hint(q.messages, validation.hints.get(q.image_id, "")) for q in questions]
+        prompts = [encode_prompt(tokenizer, dialogue, num_image_tokens) for dialogue in dialogues]
         pixels = torch.stack([validation.dialogues[validation.rows[row]]["pixel_values"] for row in rows])
         answers = _answers(model, tokenizer, prompts, pixels)
         found += [_as_prediction(question, answer) for question, answer in zip(questions, answers, strict=True)]

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from llava_ial.address import Address
+from llava_ial.address import Address, format_spoken
 from llava_ial.conversation import IMAGE_TOKEN, Message, user_question
 from llava_ial.data.dataset import IALDataset
 from llava_ial.errors import UserError
+from llava_ial.hints import format_hint
 from train.toy_base.names import made_up_word
 
 SCENE_QUESTIONS = (
@@ -25,7 +26,10 @@ SCENE_QUESTIONS = (
 )
 _MADE_UP_SHARE = 0.7
 _MOST_FOLLOW_UPS = 3
-# Half of the talk says first where the photo was taken: the language model learns to take names from what it was told.
+# Most of the talk says first where the photo was taken, or lists some likely addresses: the language model learns to
+# take names from what it was told, and from a list the one or the other as often as their probabilities say.
+_SHARE_TOLD, _SHARE_LISTED = 0.3, 0.5
+_MOST_LISTED = 4
 _TOLD = ("This photo was taken at {}. ", "I am standing at {}. ", "The photo shows {}. ")
 
 
@@ -39,7 +43,7 @@ def scene_dialogues(captions: Sequence[str], seed: int) -> list[list[Message]]:
 
 
 def address_dialogues(data_sets: Sequence[Path], seed: int) -> list[list[Message]]:
-    """The dialogues of data sets as text, most with made-up names; every second one, by chance, is told the address.
+    """The dialogues of data sets as text, most with made-up names, and most with the address told or listed first.
 
     Where each dialogue has names of its own, a later turn can only be answered by reading the earlier ones. With the
     few names of some towns a language model learns the names instead.
@@ -48,16 +52,39 @@ def address_dialogues(data_sets: Sequence[Path], seed: int) -> list[list[Message
     talks: list[list[Message]] = []
     for folder in data_sets:
         dataset = IALDataset(folder)
-        spoken = {record.sub_street_id: record.spoken for record in dataset.gallery}
+        address_of = {record.sub_street_id: record.address for record in dataset.gallery}
         words = name_words(record.address for record in dataset.gallery)
         for record in dataset.conversations("train"):
             first, *rest = some_turns(record.messages, draw)
             question = first.content.replace(IMAGE_TOKEN, "").strip()
-            if draw.random() < 0.5:
-                question = _TOLD[draw.integers(len(_TOLD))].format(spoken[record.sub_street_id]) + question
+            which, truth = draw.random(), address_of[record.sub_street_id]
+            if which < _SHARE_TOLD:
+                question = _TOLD[draw.integers(len(_TOLD))].format(format_spoken(truth)) + question
+            elif which < _SHARE_TOLD + _SHARE_LISTED:
+                question = f"{format_hint(listed(truth, list(address_of.values()), draw))}\n{question}"
             talk = [Message("user", question), *rest]
             talks.append(rename(talk, words, draw) if draw.random() < _MADE_UP_SHARE else talk)
     return talks
+
+
+def listed(truth: Address, addresses: Sequence[Address], draw: np.random.Generator) -> list[tuple[Address, float]]:
+    """Up to ``_MOST_LISTED`` addresses with falling probabilities, and the truth in each place as often as that says.
+
+    Half of the others are of the true street or its neighbourhood, as an encoder's candidates are.
+    """
+    near = [a for a in addresses if a != truth and truth.neighbourhood == a.neighbourhood]
+    far = [address for address in addresses if address != truth]
+    count = int(draw.integers(1, min(_MOST_LISTED, len(far) + 1) + 1))
+    weights = np.sort(draw.exponential(size=count))[::-1]
+    place = int(draw.choice(count, p=weights / weights.sum()))
+    chosen: list[Address] = []
+    while len(chosen) < count - 1:
+        pool = near if draw.random() < 0.5 and any(a not in chosen for a in near) else far
+        other = pool[int(draw.integers(len(pool)))]
+        if other not in chosen:
+            chosen.append(other)
+    chosen.insert(place, truth)
+    return list(zip(chosen, (weights / weights.sum() * draw.uniform(0.3, 0.95)).tolist(), strict=True))
 
 
 def some_turns(messages: Sequence[Message], draw: np.random.Generator) -> list[Message]:

@@ -65,8 +65,8 @@ class Settings:
     vocab_size: int = field(default=1024, metadata={"help": "entries of the byte-level BPE"})
     width: int = field(default=96, metadata={"help": "hidden size of the language model"})
     layers: int = field(default=4, metadata={"help": "layers of the language model"})
-    steps: int = field(default=2600, metadata={"help": "optimiser steps"})
-    batch_size: int = field(default=32, metadata={"help": "dialogues a step; half with a photo"})
+    steps: int = field(default=3200, metadata={"help": "optimiser steps"})
+    batch_size: int = field(default=36, metadata={"help": "dialogues a step; a third of them with a photo"})
     learning_rate: float = field(default=2e-3, metadata={"help": "peak of the cosine"})
     weight_decay: float = field(default=0.05, metadata={"help": "on matrices"})
     warmup_steps: int = field(default=100, metadata={"help": "linear warm-up"})
@@ -120,7 +120,7 @@ def main() -> None:
 def train(
     settings: Settings, clip: CLIPModel, photos: CityPhotos, talked: list[Path]
 ) -> tuple[LlavaForConditionalGeneration, PreTrainedTokenizerBase, list[dict[str, float]]]:
-    """Every batch is half scenes with photos, half talk about addresses without; the tower is frozen."""
+    """A third of every batch are scenes with photos, the rest talk about addresses without; the tower is frozen."""
     scenes, talk = scene_dialogues(photos.captions, settings.seed), address_dialogues(talked, settings.seed)
     texts = [message.content.replace(IMAGE_TOKEN, "") for dialogue in [*scenes, *talk] for message in dialogue]
     texts += [load_chat_template()] * TEMPLATE_WEIGHT
@@ -144,10 +144,13 @@ def train(
             step, num_steps=settings.steps, warmup_steps=settings.warmup_steps, peak=settings.learning_rate, final=0.0
         )
         set_learning_rate(optimizer, rate)
-        half = settings.batch_size // 2
-        rows = pool[torch.randint(len(pool), (half,), generator=generator)]
+        num_seen = settings.batch_size // 3
+        num_heard = settings.batch_size - num_seen
+        rows = pool[torch.randint(len(pool), (num_seen,), generator=generator)]
         seen = loss_of(model, [encoded[row] for row in rows.tolist()], features[rows])
-        heard = loss_of(model, [talking[i] for i in torch.randint(len(talking), (half,), generator=generator).tolist()])
+        heard = loss_of(
+            model, [talking[i] for i in torch.randint(len(talking), (num_heard,), generator=generator).tolist()]
+        )
         optimizer.zero_grad()
         (seen + heard).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

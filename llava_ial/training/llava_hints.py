@@ -1,0 +1,190 @@
+"""Hints for training: as unreliable as those of photos that the encoder was not trained on.
+
+Stage 1 has learned its training photos, so its candidates for them are right far more often than for others, and a
+language model that saw those would learn to copy the first one. Here the embedding of a training photo is moved, by the
+difference of two other photos' embeddings, as far as it takes for the first candidate to be right as often as on
+validation photos. Further hints are left out or are another photo's, so that the photo itself stays worth looking at.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch.nn import functional
+from tqdm import tqdm
+
+from llava_ial import distributed
+from llava_ial.calibration import fit_temperature
+from llava_ial.data.dataset import IALDataset
+from llava_ial.errors import UserError
+from llava_ial.hints import HintSettings
+from llava_ial.locating import Locator
+from llava_ial.records import ConversationRecord
+
+_MOST_NOISE = 3.0
+# As many photos say well enough how often the encoder is right.
+_PHOTOS_TO_FIT = 4096
+_PHOTOS_AT_A_TIME = 64
+
+
+@dataclass(frozen=True)
+class HintPlan:
+    """What is asked for.
+
+    Attributes:
+        count: Addresses in a hint.
+        dropout: Share of the training dialogues without one.
+        shuffled: Share with another photo's.
+        seed: Of all draws.
+    """
+
+    count: int
+    dropout: float
+    shuffled: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class TrainingHints:
+    """Hints of all dialogues, and how they came about.
+
+    Attributes:
+        settings: What inference needs to make its own.
+        train: One for each dialogue of the training split, in order; "" for none.
+        own: What inference would say of the photos of the measured split, by ``image_id``.
+        noise: Length of the differences that were added to the embeddings of training photos.
+        right_first: Share of photos whose first candidate is right: of validation, of training, of training with noise.
+    """
+
+    settings: HintSettings
+    train: list[str]
+    own: dict[str, str]
+    noise: float
+    right_first: tuple[float, float, float]
+
+    def describe(self) -> str:
+        """One line for the log."""
+        val, train, noisy = self.right_first
+        return (
+            f"hints: AddressCLIP's first of {self.settings.count} is right for {val:.1%} of the validation photos and "
+            f"{train:.1%} of the training photos, {noisy:.1%} with the noise that they get ({self.noise:.2f})"
+        )
+
+
+def build_hints(locator: Locator, dataset: IALDataset, plan: HintPlan, measured_split: str | None) -> TrainingHints:
+    """Hints for every training dialogue, a function of its id and the seed, and for the photos that are measured on.
+
+    Raises:
+        UserError: There are no validation photos, or a photo cannot be read.
+    """
+    try:
+        val_truth = _true_rows(dataset, locator, "val")
+    except UserError as error:
+        raise UserError(
+            f"--hints {plan.count} needs validation photos, which tell how far to trust the encoder: {error}; "
+            "or take --hints 0"
+        ) from error
+    train_truth = _true_rows(dataset, locator, "train")
+    records = {split: dataset.conversations(split) for split in {"train", "val", measured_split or "val"}}
+    features = _embed(locator, dataset, [record for split in sorted(records) for record in records[split]])
+    gallery = locator.gallery_embeddings.cpu()
+
+    val, val_rows = _labelled(features, val_truth)
+    train, train_rows = _labelled(features, train_truth)
+    temperature = fit_temperature((locator.logit_scale * val @ gallery.T).double().numpy(), val_rows.numpy())
+    settings = HintSettings(plan.count, temperature)
+    right_on_val = _right_first(val, val_rows, gallery)
+    noise = _fit_noise(train, train_rows, gallery, right_on_val, plan.seed)
+
+    def moved(record: ConversationRecord, image_id: str) -> torch.Tensor:
+        """An embedding as of a photo that stage 1 has not seen."""
+        first, second = _draw(plan.seed, record.conversation_id, "noise").integers(len(train), size=2)
+        known = image_id in train_truth  # photos of elsewhere were not in stage 1
+        return features[image_id] + (noise if known else 0.0) * (train[first] - train[second])
+
+    others = sorted(train_truth)
+    rows, has_hint = [], []
+    for record in records["train"]:
+        draw = _draw(plan.seed, record.conversation_id, "which")
+        which, shown = draw.random(), record.image_id
+        if plan.dropout <= which < plan.dropout + plan.shuffled:
+            shown = others[int(draw.integers(len(others)))]
+        rows.append(moved(record, shown))
+        has_hint.append(bool(which >= plan.dropout))
+    noisy = functional.normalize(torch.stack(rows), dim=-1)
+    trained = locator.hints_of(noisy @ gallery.T, settings)
+    measured = sorted({record.image_id for record in records[measured_split]}) if measured_split else []
+    own = [features[image_id] for image_id in measured]
+    return TrainingHints(
+        settings,
+        [hint if is_kept else "" for hint, is_kept in zip(trained, has_hint, strict=True)],
+        dict(zip(measured, locator.hints_of(torch.stack(own) @ gallery.T, settings), strict=True)) if own else {},
+        noise,
+        (
+            right_on_val,
+            _right_first(train, train_rows, gallery),
+            _right_first(_with_noise(train, noise, plan.seed), train_rows, gallery),
+        ),
+    )
+
+
+def _true_rows(dataset: IALDataset, locator: Locator, split: str) -> dict[str, int]:
+    """Row in the gallery of every photo of a split."""
+    row_of = {record.sub_street_id: row for row, record in enumerate(locator.gallery)}
+    return {sample.photo.image_id: row_of[sample.address.sub_street_id] for sample in dataset.samples(split)}
+
+
+def _embed(locator: Locator, dataset: IALDataset, records: Sequence[ConversationRecord]) -> dict[str, torch.Tensor]:
+    """``(D,)`` of every photo on every process; each process looks at its share of them."""
+    paths = {record.image_id: record.image_path for record in records if record.image_path}
+    names = sorted(paths)
+    own = names[distributed.rank() :: distributed.world_size()]
+    found: dict[str, torch.Tensor] = {}
+
+    def look() -> None:
+        starts = range(0, len(own), _PHOTOS_AT_A_TIME)
+        for start in tqdm(starts, desc="hints", unit="batch", disable=not distributed.is_main_process()):
+            part = own[start : start + _PHOTOS_AT_A_TIME]
+            embedded = locator.photo_features([dataset.image_file(paths[name]) for name in part]).cpu()
+            found.update(zip(part, embedded, strict=True))
+
+    distributed.run_on_every_process(look)
+    return {name: row for part in distributed.gather_objects(found) for name, row in part.items()}
+
+
+def _labelled(features: dict[str, torch.Tensor], truth: dict[str, int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """``(N, D)`` and ``(N,)`` of the photos with a dialogue and an address, in the order of their names."""
+    names = sorted(truth.keys() & features.keys())
+    return torch.stack([features[name] for name in names]), torch.tensor([truth[name] for name in names])
+
+
+def _fit_noise(train: torch.Tensor, rows: torch.Tensor, gallery: torch.Tensor, target: float, seed: int) -> float:
+    """The noise under which training photos are right first as often as ``target``; by bisection, 0 if they are now."""
+    if _right_first(train, rows, gallery) <= target:
+        return 0.0
+    low, high = 0.0, _MOST_NOISE
+    for _ in range(12):
+        middle = (low + high) / 2
+        is_too_good = _right_first(_with_noise(train, middle, seed), rows, gallery) > target
+        low, high = (middle, high) if is_too_good else (low, middle)
+    return high
+
+
+def _with_noise(train: torch.Tensor, noise: float, seed: int) -> torch.Tensor:
+    """``(N, D)`` moved by differences of two of them; the same draws for every noise."""
+    draw = np.random.default_rng(seed)
+    first, second = draw.integers(len(train), size=(2, len(train)))
+    return functional.normalize(train + noise * (train[first] - train[second]), dim=-1)
+
+
+def _right_first(features: torch.Tensor, rows: torch.Tensor, gallery: torch.Tensor) -> float:
+    """Share of photos ``(N, D)`` whose nearest address is the true one, SSA@1; of the first thousands, if more."""
+    some = slice(0, _PHOTOS_TO_FIT)
+    return float(((features[some] @ gallery.T).argmax(dim=1) == rows[some]).float().mean())
+
+
+def _draw(seed: int, name: str, purpose: str) -> np.random.Generator:
+    digest = hashlib.sha256(f"{seed}\n{purpose}\n{name}".encode()).digest()
+    return np.random.default_rng(int.from_bytes(digest[:8], "big"))
