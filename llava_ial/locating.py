@@ -1,8 +1,9 @@
 """Where a photo was taken, by AddressCLIP alone: the addresses of a gallery, ranked, with probabilities."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -13,14 +14,18 @@ from transformers import AutoImageProcessor, AutoTokenizer, BaseImageProcessor, 
 from llava_ial.address import Address
 from llava_ial.calibration import Calibration, load_calibration
 from llava_ial.data.images import load_photo, upright_rgb
+from llava_ial.data.views import views_of
 from llava_ial.errors import UserError
 from llava_ial.hints import HintSettings, format_hint
 from llava_ial.manifest import file_hash, read_manifest
 from llava_ial.models.address_clip import AddressCLIP
 from llava_ial.models.llava import ADDRESS_CLIP_KIND, load_address_encoder
+from llava_ial.models.photo_memory import MEMORY, PhotoMemory, load_memory
 from llava_ial.records import GalleryRecord, read_records
 
 Photo = Path | Image.Image
+# A row of similarities to all photos kept is held for each.
+_PHOTOS_AT_A_TIME = 64
 
 
 @dataclass(frozen=True)
@@ -35,7 +40,13 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Encoder:
-    """AddressCLIP with its candidates; ``gallery_embeddings`` is ``(C, D)``, length one."""
+    """AddressCLIP with its candidates.
+
+    Attributes:
+        gallery_embeddings: ``(C, D)``, length one, of the candidates' texts.
+        num_views: Of a photo, see ``llava_ial.data.views``.
+        memory: Of the training photos, which are candidates' witnesses beside the texts; None for none.
+    """
 
     model: AddressCLIP
     image_processor: BaseImageProcessor
@@ -43,6 +54,8 @@ class Encoder:
     calibration: Calibration | None
     gallery: list[GalleryRecord]
     gallery_embeddings: torch.Tensor
+    num_views: int = 1
+    memory: PhotoMemory | None = None
 
 
 class Locator:
@@ -115,7 +128,23 @@ class Locator:
         Raises:
             UserError: A photo cannot be read.
         """
-        return (self.photo_features(photos) @ self._encoder.gallery_embeddings.T).cpu()
+        return self.scores(self.photo_features(photos)).cpu()
+
+    @torch.no_grad()
+    def scores(self, features: torch.Tensor, own_panoramas: torch.Tensor | None = None) -> torch.Tensor:
+        """Cosines ``(N, C)`` of features ``(N, D)`` with the candidates: with their texts, and their photos if kept.
+
+        Args:
+            features: Of ``photo_features``.
+            own_panoramas: ``(N,)`` keys; of the photos kept, those of the same panorama do not count.
+        """
+        encoder = self._encoder
+        cosines = features @ encoder.gallery_embeddings.T
+        if encoder.memory is None:
+            return cosines
+        rows = [slice(start, start + _PHOTOS_AT_A_TIME) for start in range(0, len(features), _PHOTOS_AT_A_TIME)]
+        parts = [(features[r], cosines[r], None if own_panoramas is None else own_panoramas[r]) for r in rows]
+        return torch.cat([encoder.memory.blend(*part) for part in parts])
 
     @property
     def gallery_embeddings(self) -> torch.Tensor:
@@ -135,8 +164,11 @@ class Locator:
     def photo_features(self, photos: Sequence[Photo]) -> torch.Tensor:
         """``(N, D)`` float32 of length one."""
         encoder = self._encoder
-        pixels = photo_pixels(photos, encoder.image_processor).to(encoder.gallery_embeddings.device)
-        return encoder.model.encode_images(pixels).float()
+        views = [view for photo in photos for view in views_of(_opened(photo), encoder.num_views)]
+        pixels = photo_pixels(views, encoder.image_processor).to(encoder.gallery_embeddings.device)
+        if encoder.num_views == 1:
+            return encoder.model.encode_images(pixels).float()
+        return encoder.model.encode_views(pixels.reshape(len(photos), encoder.num_views, *pixels.shape[1:])).float()
 
     @torch.no_grad()
     def text_cosines(self, texts: Sequence[str]) -> torch.Tensor:
@@ -171,11 +203,25 @@ def load_encoder(folder: Path, device: str) -> Encoder:
         load_calibration(folder, manifest),
         gallery,
         embeddings,
+        int(manifest.get("views", 1)),
+        _load_memory(folder, manifest, device),
     )
+
+
+def _load_memory(folder: Path, manifest: Mapping[str, Any], device: str) -> PhotoMemory | None:
+    if not manifest.get("memory"):
+        return None
+    path = folder / MEMORY
+    if not path.is_file() or file_hash(path) != manifest["memory_hash"]:
+        raise UserError(f"{folder}: its {MEMORY} is not the one it was written with; restore it or train again")
+    return load_memory(folder, device=device, **manifest["memory"])
 
 
 def photo_pixels(photos: Sequence[Photo], image_processor: BaseImageProcessor) -> torch.Tensor:
     """Photos as the processor of the model wants them, ``(N, 3, H, W)``."""
-    images = [load_photo(photo) if isinstance(photo, Path) else upright_rgb(photo) for photo in photos]
-    pixels: torch.Tensor = image_processor(images, return_tensors="pt")["pixel_values"]
+    pixels: torch.Tensor = image_processor([_opened(photo) for photo in photos], return_tensors="pt")["pixel_values"]
     return pixels
+
+
+def _opened(photo: Photo) -> Image.Image:
+    return load_photo(photo) if isinstance(photo, Path) else upright_rgb(photo)

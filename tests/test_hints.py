@@ -89,6 +89,9 @@ class KnowsItsPhotos:
     def photo_features(self, photos: list[Path]) -> torch.Tensor:
         return torch.stack([self._feature[photo] for photo in photos])
 
+    def scores(self, features: torch.Tensor, own_panoramas: torch.Tensor) -> torch.Tensor:
+        return features @ self.gallery_embeddings.T
+
     def hints_of(self, cosines: torch.Tensor, settings: HintSettings) -> list[str]:
         return [str(int(row.argmax())) for row in cosines]
 

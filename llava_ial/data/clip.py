@@ -23,6 +23,7 @@ from llava_ial.data.augmentation import Augmentation
 from llava_ial.data.dataset import IALDataset
 from llava_ial.data.images import load_photo
 from llava_ial.data.pixels import PhotoPixels
+from llava_ial.data.views import views_of
 from llava_ial.errors import UserError
 from llava_ial.geo import GeoPoint, LocalFrame
 
@@ -101,6 +102,7 @@ class ClipPhotos(Dataset[dict[str, Any]]):
         fast_decoding: Let JPEGs be decoded at a fraction of their size where the model sees no more of it.
         replace_broken: Put another photo, drawn by seed and position, where one cannot be read, and name it; otherwise
             the item has an ``error``.
+        num_views: With more than one ``pixel_values`` are ``(V, 3, H, W)``, see ``llava_ial.data.views``.
     """
 
     def __init__(
@@ -112,6 +114,7 @@ class ClipPhotos(Dataset[dict[str, Any]]):
         seed: int = 0,
         fast_decoding: bool = False,
         replace_broken: bool = False,
+        num_views: int = 1,
     ) -> None:
         self.examples = examples
         self._pixels = PhotoPixels(image_processor)
@@ -119,6 +122,7 @@ class ClipPhotos(Dataset[dict[str, Any]]):
         self._seed = seed
         self._min_side = _DRAFT_MARGIN * input_side(image_processor) if fast_decoding else None
         self._replace_broken = replace_broken
+        self._num_views = num_views
         self._decoded: dict[Path, Image.Image] = {}
 
     def __len__(self) -> int:
@@ -139,7 +143,9 @@ class ClipPhotos(Dataset[dict[str, Any]]):
                 continue
             if self._augmentation is not None:
                 photo = self._augmentation(photo, generator)
-            return {"example": example, "broken": broken, "pixel_values": self._pixels(photo)}
+            views = [self._pixels(view) for view in views_of(photo, self._num_views)]
+            pixels = views[0] if self._num_views == 1 else torch.stack(views)
+            return {"example": example, "broken": broken, "pixel_values": pixels}
         return {"example": self.examples[position % len(self)], "broken": broken, "error": error}
 
     def keep_decoded(self, num_photos: int, *, progress: bool = False) -> None:

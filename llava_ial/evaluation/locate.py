@@ -12,6 +12,7 @@ from llava_ial.data.clip import ClipExample, ClipPhotos
 from llava_ial.distributed import is_main_process
 from llava_ial.evaluation.retrieval import street_ranks, sub_street_ranks
 from llava_ial.models.address_clip import AddressCLIP
+from llava_ial.models.photo_memory import PhotoMemory
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ def encode_photos(
     device: torch.device,
     batch_size: int,
     num_workers: int = 0,
+    num_views: int = 1,
 ) -> PhotoFeatures:
     """Features of all photos that can be read, in their order; of the others a warning is printed.
 
@@ -54,9 +56,13 @@ def encode_photos(
         device: Where the model is.
         batch_size: Photos at a time.
         num_workers: Processes that decode.
+        num_views: Of each photo, see ``llava_ial.data.views``.
     """
     loader = DataLoader(
-        ClipPhotos(examples, image_processor), batch_size=batch_size, collate_fn=list, num_workers=num_workers
+        ClipPhotos(examples, image_processor, num_views=num_views),
+        batch_size=batch_size,
+        collate_fn=list,
+        num_workers=num_workers,
     )
     found: list[bool] = []
     rows = [torch.zeros(0, model.feature_width, device=device)]  # a share of a split may hold no photo
@@ -68,7 +74,8 @@ def encode_photos(
             if "error" in item:
                 tqdm.write(f"not measured: {item['error']}")
         if pixels := [item["pixel_values"] for item in items if "error" not in item]:
-            rows.append(model.encode_images(torch.stack(pixels).to(device)).float())
+            encode = model.encode_images if num_views == 1 else model.encode_views
+            rows.append(encode(torch.stack(pixels).to(device)).float())
     model.train(was_training)
     row = torch.tensor(found, dtype=torch.bool).nonzero().flatten()
     known = [examples[i] for i in row.tolist()]
@@ -81,7 +88,12 @@ def encode_photos(
 
 
 def address_ranks(
-    photos: PhotoFeatures, gallery_embeddings: torch.Tensor, street_of_class: torch.Tensor, *, batch_size: int = 1024
+    photos: PhotoFeatures,
+    gallery_embeddings: torch.Tensor,
+    street_of_class: torch.Tensor,
+    *,
+    memory: PhotoMemory | None = None,
+    batch_size: int = 1024,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Place of the true piece of street, and of the true street, among all candidates: two ``(N,)``, 1 for the best.
 
@@ -89,6 +101,7 @@ def address_ranks(
         photos: Of ``encode_photos``.
         gallery_embeddings: ``(C, D)`` features of all candidate addresses, length one.
         street_of_class: ``(C,)`` street of each candidate.
+        memory: Of the training photos, if they shall count.
         batch_size: Photos whose scores are in memory together.
     """
     streets = street_of_class.to(gallery_embeddings.device)
@@ -96,6 +109,8 @@ def address_ranks(
     roads = list(pieces)
     for rows in _slices(len(photos.features), batch_size):
         scores, truth = photos.features[rows] @ gallery_embeddings.T, photos.address_id[rows]
+        if memory:
+            scores = memory.blend(photos.features[rows], scores)
         pieces.append(sub_street_ranks(scores, truth))
         roads.append(street_ranks(scores, truth, streets))
     return torch.cat(pieces), torch.cat(roads)

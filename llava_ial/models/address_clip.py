@@ -79,6 +79,11 @@ class AddressCLIP(nn.Module):
         features: torch.Tensor = self.clip.get_image_features(pixel_values=pixel_values).pooler_output
         return normalize(features, dim=-1)
 
+    def encode_views(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """``(B, V, 3, H, W)``, several views of each photo, to ``(B, D)``: their mean, of length one."""
+        features = self.encode_images(pixel_values.flatten(0, 1))
+        return normalize(features.reshape(*pixel_values.shape[:2], -1).mean(dim=1), dim=-1)
+
     def encode_texts(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """``(B, T)`` to ``(B, D)`` of length one."""
         mask = None if self.text_padding == "max_length" else attention_mask

@@ -2,6 +2,7 @@
 
     config.json  model.safetensors  tokenizer*  preprocessor_config.json      CLIPModel, CLIPVisionModel, CLIPProcessor
     gallery/part-00000.parquet  gallery_embeddings.safetensors                the candidate addresses and their features
+    photo_memory.safetensors                                                  of the training photos, if they count too
     metrics.json  README.md  manifest.json                                    what it measured, model card, what it is
 
 A checkpoint is such a folder too, with ``training_state.pt`` to go on from.
@@ -20,9 +21,10 @@ from transformers import PreTrainedTokenizerBase
 
 from llava_ial.data.dataset import IALDataset
 from llava_ial.errors import UserError
-from llava_ial.manifest import publish_manifest, write_json, write_text
+from llava_ial.manifest import file_hash, publish_manifest, write_json, write_text
 from llava_ial.models.address_clip import DualEncoder, save_tokenizer
 from llava_ial.models.identity import tower_hash
+from llava_ial.models.photo_memory import PhotoMemory, save_memory
 from llava_ial.training.clip_card import format_card
 
 KIND = "address_clip"
@@ -60,6 +62,7 @@ class ClipFolderWriter:
         step: int,
         skipped: Sequence[str] = (),
         lies_in: Path | None = None,
+        memory: PhotoMemory | None = None,
     ) -> None:
         """Writes model, processor, gallery and metrics, and the manifest last.
 
@@ -71,6 +74,7 @@ class ClipFolderWriter:
             step: Finished steps that the weights are of.
             skipped: Photos that could not be read.
             lies_in: Where the folder will lie, if it is renamed afterwards; the base is named relative to it.
+            memory: Of the training photos, None for none.
         """
         base = base_reference(self.base, lies_in or folder)
         clip.save_pretrained(folder)
@@ -79,6 +83,10 @@ class ClipFolderWriter:
         (folder / GALLERY_PART.parent).mkdir(exist_ok=True)
         shutil.copyfile(self.dataset.folder / GALLERY_PART, folder / GALLERY_PART)
         save_file({"verbose": gallery_embeddings.float().cpu().contiguous()}, folder / GALLERY_EMBEDDINGS)
+        remembered: dict[str, Any] = {}
+        if memory:
+            remembered = {"memory": {"weight": memory.weight, "sharpness": memory.sharpness},
+                          "memory_hash": file_hash(save_memory(folder, memory))}  # fmt: skip
         write_json(folder / "metrics.json", metrics)
         card = format_card(
             base=base, step=step, num_photos=self.num_photos, num_addresses=len(self.dataset.gallery),
@@ -93,6 +101,8 @@ class ClipFolderWriter:
             base=base,
             tower_hash=tower_hash(clip.vision_model),
             gallery_hash=self.dataset.gallery_hash,
+            views=self.identity.get("views", 1),
+            **remembered,
             metrics=metrics,
             step=step,
             photos_skipped=list(skipped),

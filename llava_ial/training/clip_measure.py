@@ -1,6 +1,9 @@
 """What is measured of an encoder while it trains, and which of its states is the best one."""
 
+from dataclasses import replace
 from functools import partial
+
+import torch
 
 from llava_ial import distributed
 from llava_ial.errors import UserError
@@ -8,6 +11,8 @@ from llava_ial.evaluation.feature_space import alignment, distance_correlation, 
 from llava_ial.evaluation.locate import PhotoFeatures, address_ranks, encode_photos
 from llava_ial.evaluation.retrieval import retrieval_metrics, street_classes
 from llava_ial.evaluation.wordings import TRAINED, UNTRAINED, gallery_texts
+from llava_ial.models.address_clip import AddressCLIP
+from llava_ial.models.photo_memory import PhotoMemory, panorama_key
 from llava_ial.training.clip_run import ClipRun
 
 # Pairs grow with the square; so many photos, evenly over a split, say enough of the space.
@@ -32,7 +37,7 @@ def measure_splits(run: ClipRun) -> dict[str, dict[str, float]]:
     streets = street_classes([record.address.street_key for record in run.dataset.gallery])
     metrics = {}
     for split in run.settings.eval_splits:
-        photos = _features_of_split(run, split)
+        photos = features_of_split(run, split)
         if not len(photos.features):
             raise UserError(f"split '{split}': none of its {len(run.examples[split])} photos can be read")
         metrics[split] = retrieval_metrics(*address_ranks(photos, gallery[TRAINED], streets))
@@ -50,15 +55,49 @@ def measure_splits(run: ClipRun) -> dict[str, dict[str, float]]:
     return metrics
 
 
-def _features_of_split(run: ClipRun, split: str) -> PhotoFeatures:
+def measure_located(run: ClipRun, model: AddressCLIP, memory: PhotoMemory | None) -> dict[str, dict[str, float]]:
+    """``SSA@k`` and ``SA@k`` of each split as the finished folder locates photos: by all views, with the memory."""
+    gallery = model.embed_texts([record.verbose for record in run.dataset.gallery], run.tokenizer)
+    streets = street_classes([record.address.street_key for record in run.dataset.gallery])
+    found = {}
+    for split in run.settings.eval_splits:
+        photos = features_of_split(run, split, model=model, num_views=run.settings.views)
+        found[split] = retrieval_metrics(*address_ranks(photos, gallery, streets, memory=memory))
+    return found
+
+
+def remember_photos(run: ClipRun, model: AddressCLIP) -> PhotoMemory | None:
+    """The memory of the training photos, None where they shall not count; the same on every process."""
+    settings = run.settings
+    if not settings.memory_weight:
+        return None
+    photos = features_of_split(run, "train", model=model, num_views=settings.views)
+    panorama_of = {
+        sample.photo.image_id: sample.photo.panorama_id or sample.photo.image_id
+        for sample in run.dataset.samples("train")
+    }
+    keys = [panorama_key(panorama_of[example.image_id]) for example in run.examples["train"]]
+    return PhotoMemory(
+        photos.features,
+        photos.address_id,
+        torch.tensor(keys, device=photos.features.device)[photos.row],
+        settings.memory_weight,
+        settings.memory_sharpness * model.logit_scale,
+    )
+
+
+def features_of_split(
+    run: ClipRun, split: str, *, model: AddressCLIP | None = None, num_views: int = 1
+) -> PhotoFeatures:
     """All photos of a split on every process, each encoded by one of them."""
     examples, rank, world = run.examples[split], distributed.rank(), distributed.world_size()
     own = distributed.run_on_every_process(
         partial(
-            encode_photos, run.published_model(), examples[rank::world], run.image_processor,
+            encode_photos, model or run.published_model(), examples[rank::world], run.image_processor,
             device=run.accelerator.device, batch_size=max(1, run.settings.batch_size // world),
-            num_workers=run.settings.num_workers,
+            num_workers=run.settings.num_workers, num_views=num_views,
         )
     )  # fmt: skip
-    order = distributed.gather_with_gradient(rank + world * own.row).argsort()
+    own = replace(own, row=rank + world * own.row)
+    order = distributed.gather_with_gradient(own.row).argsort()
     return own.map(lambda tensor: distributed.gather_with_gradient(tensor)[order])

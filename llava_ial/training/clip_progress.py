@@ -13,6 +13,7 @@ from llava_ial.errors import UserError
 from llava_ial.manifest import FolderState, claim_folder, read_manifest, write_json
 from llava_ial.models.address_clip import AddressCLIP, DualEncoder, load_dual_encoder
 from llava_ial.models.clip_parts import has_adapters, merged_copy
+from llava_ial.models.photo_memory import PhotoMemory
 from llava_ial.training.checkpoints import (
     CHECKPOINTS,
     checkpoint_folder,
@@ -21,11 +22,13 @@ from llava_ial.training.checkpoints import (
     remove_old_checkpoints,
 )
 from llava_ial.training.clip_folder import KIND, ClipFolderWriter, load_training_state, save_training_state
-from llava_ial.training.clip_measure import JUDGED_BY, measure_splits
+from llava_ial.training.clip_measure import JUDGED_BY, measure_located, measure_splits, remember_photos
 from llava_ial.training.clip_run import ClipRun
 from llava_ial.training.train_log import TrainLog
 
 BEST = Path(CHECKPOINTS) / "best"
+# In the metrics: of one view and the addresses' texts alone, as it was measured while training.
+PLAIN = "plain "
 # A photo that cannot be read is an accident; many of them are a broken data set.
 MAX_SKIPPED_SHARE = 0.01
 
@@ -95,23 +98,39 @@ def save_checkpoint(run: ClipRun, step: int) -> None:
 
 def finish(run: ClipRun, num_steps: int) -> None:
     """Writes the finished folder; its manifest comes last."""
+    settings = run.settings
+    clip, step = None, run.num_steps
+    if settings.publish == "best":
+        best = settings.output / BEST
+        clip, step = load_dual_encoder(str(best.resolve())), int(run.best["step"])
+        run.metrics = read_manifest(best, KIND)["metrics"]
+    memory = None
+    if settings.views > 1 or settings.memory_weight:
+        model = AddressCLIP(clip).to(run.accelerator.device) if clip else run.published_model()
+        memory = distributed.run_on_every_process(partial(remember_photos, run, model))
+        for split, found in measure_located(run, model, memory).items():
+            plain = {PLAIN + name: value for name, value in run.metrics[split].items() if name in found}
+            run.metrics[split] = run.metrics[split] | plain | found
+            shown = "  ".join(f"{name} {found[name]:.2%}" for name in found if "@" in name)
+            say(f"{split}, by {settings.views} view(s){' and the training photos' if memory else ''}: {shown}")
     output, seconds = run.settings.output, time.monotonic() - run.started
     if distributed.is_main_process():
         images = num_steps * run.global_batch_size
         write_json(output / "run.json", {"seconds": seconds, "images_per_second": images / seconds})
-        if run.settings.publish == "best":
-            best = output / BEST
-            run.metrics = read_manifest(best, KIND)["metrics"]
-            write_clip_folder(run, output, int(run.best["step"]), clip=load_dual_encoder(str(best.resolve())))
-        else:
-            write_clip_folder(run, output, run.num_steps)
+        write_clip_folder(run, output, step, clip=clip, memory=memory)
     if run.skipped:
         say(f"{len(run.skipped)} of {len(run.examples['train'])} photos could not be read; manifest.json names them")
     say(f"{run.settings.output}: complete after {seconds:.0f} s")
 
 
 def write_clip_folder(
-    run: ClipRun, folder: Path, step: int, *, clip: DualEncoder | None = None, lies_in: Path | None = None
+    run: ClipRun,
+    folder: Path,
+    step: int,
+    *,
+    clip: DualEncoder | None = None,
+    lies_in: Path | None = None,
+    memory: PhotoMemory | None = None,
 ) -> None:
     """Settings, model, processor, gallery, metrics, card, manifest."""
     save_config(folder / "config.yaml", run.settings)
@@ -126,7 +145,9 @@ def write_clip_folder(
     )
     clip = clip if clip is not None else merged_copy(run.published_model().clip)
     embeddings = AddressCLIP(clip).embed_texts([record.verbose for record in run.dataset.gallery], run.tokenizer)
-    writer.write(folder, clip, embeddings, run.metrics, lies_in=lies_in, step=step, skipped=sorted(run.skipped))
+    writer.write(
+        folder, clip, embeddings, run.metrics, lies_in=lies_in, step=step, skipped=sorted(run.skipped), memory=memory
+    )
 
 
 def note_skipped(run: ClipRun, log: TrainLog, step: int, found: dict[str, str]) -> None:

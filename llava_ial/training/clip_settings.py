@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_ial.data.augmentation import Augmentation
+from llava_ial.data.views import NUM_VIEWS
 from llava_ial.errors import UserError
 from llava_ial.models.clip_parts import LOCKED, LORA, TUNED
 from llava_ial.models.losses import GEOGRAPHY_READINGS, POSITIVES, LossWeights
@@ -17,7 +18,7 @@ PAPER: dict[str, Any] = {
     "warmup_steps": 0, "address_weight": 1.0, "caption_weight": 0.2, "geography_weight": 0.8, "street_weight": 0.0,
     "neighbourhood_weight": 0.0, "positives": "paper", "geography_reading": "stated", "max_per_address": 0,
     "image_rate_factor": 1.0, "text_rate_factor": 1.0, "layer_decay": 1.0, "image_tower": TUNED, "text_tower": TUNED,
-    "ema_decay": 0.0,
+    "ema_decay": 0.0, "views": 1, "memory_weight": 0.0,
 }  # fmt: skip
 
 # These say where things lie and how fast it goes, not what comes out: a run may be resumed with others. The inputs
@@ -122,6 +123,19 @@ class ClipSettings:
         default=0, metadata={"help": "decoded training photos that each process keeps, 3 bytes a pixel; 0 keeps none"}
     )
 
+    views: int = field(
+        default=1,
+        metadata={"help": "views of a photo that is located, their features averaged: 1, or 3 with its left and right"},
+    )
+    memory_weight: float = field(
+        default=0.0,
+        metadata={"help": "weight of the likeness to training photos beside that to the address's text; 0: none"},
+    )
+    memory_sharpness: float = field(
+        default=2.0,
+        metadata={"help": "how much the most alike of an address's photos count; in units of the learnt logit scale"},
+    )
+
     eval_splits: list[str] = field(default_factory=lambda: ["val"], metadata={"help": "splits to measure on"})
     eval_every: int = field(default=0, metadata={"help": "steps between measurements; 0 measures at the end alone"})
     publish: str = field(
@@ -188,12 +202,13 @@ class ClipSettings:
         """
         for name in ("lora_rank", "num_epochs", "batch_size", "log_every", "num_processes", "keep_checkpoints"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("learning_rate", "max_gradient_norm", "sigma_m", "image_rate_factor", "text_rate_factor"):
+        for name in ("learning_rate", "max_gradient_norm", "sigma_m", "image_rate_factor", "text_rate_factor",
+                     "memory_sharpness"):  # fmt: skip
             _require(getattr(self, name) > 0, name, getattr(self, name), "above 0")
         not_negative = (
             "final_learning_rate", "warmup_steps", "weight_decay", "address_weight", "caption_weight",
             "geography_weight", "street_weight", "neighbourhood_weight", "chunk_size", "eval_every", "checkpoint_every",
-            "num_workers", "photos_in_memory", "max_per_address",
+            "num_workers", "photos_in_memory", "max_per_address", "memory_weight",
         )  # fmt: skip
         for name in not_negative:
             _require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
@@ -219,6 +234,7 @@ class ClipSettings:
             bool(self.loss_weights.text_kinds), "address_weight", self.address_weight,
             "above 0, where no other loss with texts has a weight",
         )  # fmt: skip
+        _require(self.views in NUM_VIEWS, "views", self.views, ", ".join(map(str, NUM_VIEWS)))
         _require(self.mixed_precision in ("no", "bf16"), "mixed_precision", self.mixed_precision, "no, bf16")
         for split in self.eval_splits:
             _require(split in SPLIT_NAMES, "eval_splits", split, ", ".join(SPLIT_NAMES))

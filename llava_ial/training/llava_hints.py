@@ -7,7 +7,7 @@ validation photos. Further hints are left out or are another photo's, so that th
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,7 @@ from llava_ial.data.dataset import IALDataset
 from llava_ial.errors import UserError
 from llava_ial.hints import HintSettings
 from llava_ial.locating import Locator
+from llava_ial.models.photo_memory import panorama_key
 from llava_ial.records import ConversationRecord
 
 _MOST_NOISE = 3.0
@@ -87,16 +88,25 @@ def build_hints(locator: Locator, dataset: IALDataset, plan: HintPlan, measured_
             "or take --hints 0"
         ) from error
     train_truth = _true_rows(dataset, locator, "train")
+    panorama_of = {s.photo.image_id: s.photo.panorama_id or s.photo.image_id for s in dataset.samples("train")}
     records = {split: dataset.conversations(split) for split in {"train", "val", measured_split or "val"}}
     features = _embed(locator, dataset, [record for split in sorted(records) for record in records[split]])
-    gallery = locator.gallery_embeddings.cpu()
+    device = locator.gallery_embeddings.device
 
-    val, val_rows = _labelled(features, val_truth)
-    train, train_rows = _labelled(features, train_truth)
-    temperature = fit_temperature((locator.logit_scale * val @ gallery.T).double().numpy(), val_rows.numpy())
+    def score(found: torch.Tensor, names: Sequence[str]) -> torch.Tensor:
+        """A photo's own panorama, which the encoder may remember, is no witness for it."""
+        keys = torch.tensor([panorama_key(panorama_of.get(name, name)) for name in names], device=device)
+        return locator.scores(found.to(device), keys).cpu()
+
+    val, val_rows, val_names = _labelled(features, val_truth)
+    train, train_rows, train_names = _labelled(features, train_truth)
+    val_scores = score(val, val_names)
+    temperature = fit_temperature((locator.logit_scale * val_scores).double().numpy(), val_rows.numpy())
     settings = HintSettings(plan.count, temperature)
-    right_on_val = _right_first(val, val_rows, gallery)
-    noise = _fit_noise(train, train_rows, gallery, right_on_val, plan.seed)
+    right_on_val = _right_first(val_scores, val_rows)
+    few = slice(0, _PHOTOS_TO_FIT)
+    rates = _Rates(train, lambda moved: _right_first(score(moved[few], train_names[few]), train_rows[few]), plan.seed)
+    noise = rates.noise_for(right_on_val)
 
     def moved(record: ConversationRecord, image_id: str) -> torch.Tensor:
         """An embedding as of a photo that stage 1 has not seen."""
@@ -105,27 +115,28 @@ def build_hints(locator: Locator, dataset: IALDataset, plan: HintPlan, measured_
         return features[image_id] + (noise if known else 0.0) * (train[first] - train[second])
 
     others = sorted(train_truth)
-    rows, has_hint = [], []
+    rows, shown_photos, has_hint = [], [], []
     for record in records["train"]:
         draw = _draw(plan.seed, record.conversation_id, "which")
         which, shown = draw.random(), record.image_id
         if plan.dropout <= which < plan.dropout + plan.shuffled:
             shown = others[int(draw.integers(len(others)))]
         rows.append(moved(record, shown))
+        shown_photos.append(shown)
         has_hint.append(bool(which >= plan.dropout))
     noisy = functional.normalize(torch.stack(rows), dim=-1)
-    trained = locator.hints_of(noisy @ gallery.T, settings)
+    trained = locator.hints_of(score(noisy, shown_photos), settings)
     measured = sorted({record.image_id for record in records[measured_split]}) if measured_split else []
     own = [features[image_id] for image_id in measured]
     return TrainingHints(
         settings,
         [hint if is_kept else "" for hint, is_kept in zip(trained, has_hint, strict=True)],
-        dict(zip(measured, locator.hints_of(torch.stack(own) @ gallery.T, settings), strict=True)) if own else {},
+        dict(zip(measured, locator.hints_of(score(torch.stack(own), measured), settings), strict=True)) if own else {},
         noise,
         (
             right_on_val,
-            _right_first(train, train_rows, gallery),
-            _right_first(_with_noise(train, noise, plan.seed), train_rows, gallery),
+            rates.with_noise(0.0),
+            rates.with_noise(noise),
         ),
     )
 
@@ -154,35 +165,39 @@ def _embed(locator: Locator, dataset: IALDataset, records: Sequence[Conversation
     return {name: row for part in distributed.gather_objects(found) for name, row in part.items()}
 
 
-def _labelled(features: dict[str, torch.Tensor], truth: dict[str, int]) -> tuple[torch.Tensor, torch.Tensor]:
+def _labelled(features: dict[str, torch.Tensor], truth: dict[str, int]) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
     """``(N, D)`` and ``(N,)`` of the photos with a dialogue and an address, in the order of their names."""
     names = sorted(truth.keys() & features.keys())
-    return torch.stack([features[name] for name in names]), torch.tensor([truth[name] for name in names])
+    return torch.stack([features[name] for name in names]), torch.tensor([truth[name] for name in names]), names
 
 
-def _fit_noise(train: torch.Tensor, rows: torch.Tensor, gallery: torch.Tensor, target: float, seed: int) -> float:
-    """The noise under which training photos are right first as often as ``target``; by bisection, 0 if they are now."""
-    if _right_first(train, rows, gallery) <= target:
-        return 0.0
-    low, high = 0.0, _MOST_NOISE
-    for _ in range(12):
-        middle = (low + high) / 2
-        is_too_good = _right_first(_with_noise(train, middle, seed), rows, gallery) > target
-        low, high = (middle, high) if is_too_good else (low, middle)
-    return high
+@dataclass(frozen=True)
+class _Rates:
+    """How often training photos ``(N, D)`` are right first under a noise; the same draws for every noise."""
+
+    train: torch.Tensor
+    rate_of: Callable[[torch.Tensor], float]
+    seed: int
+
+    def with_noise(self, noise: float) -> float:
+        draw = np.random.default_rng(self.seed)
+        first, second = draw.integers(len(self.train), size=(2, len(self.train)))
+        return self.rate_of(functional.normalize(self.train + noise * (self.train[first] - self.train[second]), dim=-1))
+
+    def noise_for(self, target: float) -> float:
+        """By bisection; 0 if they are right no more often as they are."""
+        if self.with_noise(0.0) <= target:
+            return 0.0
+        low, high = 0.0, _MOST_NOISE
+        for _ in range(12):
+            middle = (low + high) / 2
+            low, high = (middle, high) if self.with_noise(middle) > target else (low, middle)
+        return high
 
 
-def _with_noise(train: torch.Tensor, noise: float, seed: int) -> torch.Tensor:
-    """``(N, D)`` moved by differences of two of them; the same draws for every noise."""
-    draw = np.random.default_rng(seed)
-    first, second = draw.integers(len(train), size=(2, len(train)))
-    return functional.normalize(train + noise * (train[first] - train[second]), dim=-1)
-
-
-def _right_first(features: torch.Tensor, rows: torch.Tensor, gallery: torch.Tensor) -> float:
-    """Share of photos ``(N, D)`` whose nearest address is the true one, SSA@1; of the first thousands, if more."""
-    some = slice(0, _PHOTOS_TO_FIT)
-    return float(((features[some] @ gallery.T).argmax(dim=1) == rows[some]).float().mean())
+def _right_first(scores: torch.Tensor, rows: torch.Tensor) -> float:
+    """Share of photos ``(N, C)`` whose best address is the true one, SSA@1."""
+    return float((scores.argmax(dim=1) == rows).float().mean())
 
 
 def _draw(seed: int, name: str, purpose: str) -> np.random.Generator:

@@ -60,8 +60,8 @@ _TEXTS: dict[str, dict[str, str]] = {
         "stands_for": "LLaVA-1.5",
         "architecture": "LlavaForConditionalGeneration",
         "data": "{scenes_per_city} photos each were described; the addresses of {talking_cities} were spoken of in "
-        "dialogues without any photo, most of them with made-up names in place of the town's, and most with the address "
-        "told or listed among likely ones first.",
+        "dialogues without any photo, most of them with made-up names in place of the town's, and most with the "
+        "address told or listed among likely ones first.",
         "training": "{steps} steps of {batch_size} dialogues, one third descriptions with the photo, the rest "
         "talk about addresses; AdamW with a cosine from {learning_rate}; projector and language model; the tower is "
         "frozen.",

@@ -14,6 +14,7 @@ import time
 os.environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))  # read once, when torch is imported
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -47,6 +48,7 @@ KIND = "toy_llava"
 # The template holds the system sentence and the speakers' names: every dialogue spends few tokens on them if the
 # vocabulary is learned as if it had been read that often.
 TEMPLATE_WEIGHT = 2000
+BATCHES_SORTED = 16  # talk of similar length is found among so many batches
 
 
 @dataclass
@@ -65,7 +67,7 @@ class Settings:
     vocab_size: int = field(default=1024, metadata={"help": "entries of the byte-level BPE"})
     width: int = field(default=96, metadata={"help": "hidden size of the language model"})
     layers: int = field(default=4, metadata={"help": "layers of the language model"})
-    steps: int = field(default=3200, metadata={"help": "optimiser steps"})
+    steps: int = field(default=2600, metadata={"help": "optimiser steps"})
     batch_size: int = field(default=36, metadata={"help": "dialogues a step; a third of them with a photo"})
     learning_rate: float = field(default=2e-3, metadata={"help": "peak of the cosine"})
     weight_decay: float = field(default=0.05, metadata={"help": "on matrices"})
@@ -133,10 +135,13 @@ def train(
     features = tower_outputs(model, photos)
     encoded = [encode_dialogue(tokenizer, dialogue, count) for dialogue in tqdm(scenes, desc="scenes", unit="dialogue")]
     talking = [encode_dialogue(tokenizer, dialogue, 0) for dialogue in tqdm(talk, desc="talk", unit="dialogue")]
+    num_seen = settings.batch_size // 3
+    num_heard = settings.batch_size - num_seen
     is_held_out = photos.city > photos.city.max() - settings.held_out_cities
     pool = torch.nonzero(torch.from_numpy(~is_held_out)).flatten()
     model.model.vision_tower.requires_grad_(False)
     optimizer = build_optimizer(model, learning_rate=settings.learning_rate, weight_decay=settings.weight_decay)
+    talks = batches_of_like_length([len(talk.input_ids) for talk in talking], num_heard, generator)
     log: list[dict[str, float]] = []
     model.train()
     for step in (bar := tqdm(range(settings.steps), desc="toy-llava", unit="step")):
@@ -144,13 +149,9 @@ def train(
             step, num_steps=settings.steps, warmup_steps=settings.warmup_steps, peak=settings.learning_rate, final=0.0
         )
         set_learning_rate(optimizer, rate)
-        num_seen = settings.batch_size // 3
-        num_heard = settings.batch_size - num_seen
         rows = pool[torch.randint(len(pool), (num_seen,), generator=generator)]
         seen = loss_of(model, [encoded[row] for row in rows.tolist()], features[rows])
-        heard = loss_of(
-            model, [talking[i] for i in torch.randint(len(talking), (num_heard,), generator=generator).tolist()]
-        )
+        heard = loss_of(model, [talking[i] for i in next(talks)])
         optimizer.zero_grad()
         (seen + heard).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -162,6 +163,15 @@ def train(
     log.append(measure(model, [encoded[row] for row in held_out.tolist()], features[held_out]))
     print(f"held-out cities: {log[-1]}")
     return model, tokenizer, log
+
+
+def batches_of_like_length(lengths: Sequence[int], size: int, generator: torch.Generator) -> Iterator[list[int]]:
+    """Random rows for ever, those of a batch of similar length, so that little of it is padding."""
+    while True:
+        drawn = torch.randint(len(lengths), (size * BATCHES_SORTED,), generator=generator).tolist()
+        drawn.sort(key=lambda row: lengths[row])
+        for place in torch.randperm(BATCHES_SORTED, generator=generator).tolist():
+            yield drawn[place * size : (place + 1) * size]
 
 
 def loss_of(

@@ -1,0 +1,95 @@
+"""The training photos as a memory beside the texts of the addresses.
+
+An address is as near as its text, and as the photos that were taken there: a cache model in the manner of Tip-Adapter
+(arXiv 2207.09519), with features that were tuned for these very addresses. For a photo with feature ``x`` and an
+address with text feature ``g`` and photos ``f_i``, all of length one,
+
+    score = (x.g + w n) / (1 + w),    n = log(mean_i exp(b x.f_i)) / b
+
+``n`` lies between the mean and the largest of the similarities; ``b`` says where.
+"""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from llava_ial.errors import UserError
+
+MEMORY = "photo_memory.safetensors"
+
+
+@dataclass(frozen=True)
+class PhotoMemory:
+    """Features of photos whose addresses are known.
+
+    Attributes:
+        features: ``(M, D)`` of length one.
+        rows: ``(M,)`` row of each photo's address in the gallery.
+        panoramas: ``(M,)`` key of each photo's panorama, see ``panorama_key``.
+        weight: ``w`` of the module's docstring.
+        sharpness: ``b``.
+    """
+
+    features: torch.Tensor
+    rows: torch.Tensor
+    panoramas: torch.Tensor
+    weight: float
+    sharpness: float
+
+    def blend(
+        self, features: torch.Tensor, cosines: torch.Tensor, own_panoramas: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Scores ``(N, C)`` of photos from their cosines with the addresses' texts; they lie between -1 and 1, too.
+
+        An address without photos gets the mean of the others' ``n``: its text alone speaks for or against it.
+
+        Args:
+            features: ``(N, D)`` of length one.
+            cosines: ``(N, C)``.
+            own_panoramas: ``(N,)`` keys; photos of the same panorama are not remembered.
+        """
+        similarity = features @ self.features.to(features.dtype).T  # (N, M)
+        place = self.rows.expand_as(similarity)
+        counted = torch.ones_like(similarity)
+        if own_panoramas is not None:
+            is_own = self.panoramas[None, :] == own_panoramas[:, None]
+            similarity, counted = similarity.masked_fill(is_own, -torch.inf), counted.masked_fill(is_own, 0.0)
+        highest = torch.full_like(cosines, -torch.inf).scatter_reduce(1, place, similarity, "amax")
+        shifted = (similarity - highest.gather(1, place)).nan_to_num(nan=-torch.inf, neginf=-torch.inf)
+        sums = torch.zeros_like(cosines).scatter_add(1, place, (self.sharpness * shifted).exp())
+        counts = torch.zeros_like(cosines).scatter_add(1, place, counted)
+        is_known = counts > 0
+        nearness = torch.where(is_known, highest + (sums / counts).log() / self.sharpness, 0.0)
+        mean = nearness.sum(dim=1, keepdim=True) / is_known.sum(dim=1, keepdim=True).clamp(min=1)
+        return (cosines + self.weight * torch.where(is_known, nearness, mean)) / (1 + self.weight)
+
+
+def panorama_key(name: str) -> int:
+    """A number for a panorama, so that a folder of a model names no photo."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)
+
+
+def save_memory(folder: Path, memory: PhotoMemory) -> Path:
+    """Writes the photos at 16 bits; weight and sharpness stand in the manifest."""
+    path = folder / MEMORY
+    tensors = {"features": memory.features.half(), "rows": memory.rows.long(), "panoramas": memory.panoramas.long()}
+    save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, path)
+    return path
+
+
+def load_memory(folder: Path, *, weight: float, sharpness: float, device: str) -> PhotoMemory:
+    """What ``save_memory`` wrote, at 32 bits.
+
+    Raises:
+        UserError: Unreadable.
+    """
+    path = folder / MEMORY
+    try:
+        found = load_file(path, device=device)
+        return PhotoMemory(found["features"].float(), found["rows"], found["panoramas"], weight, sharpness)
+    except (OSError, SafetensorError, KeyError) as error:
+        raise UserError(f"{path}: unreadable: {error}; restore it or train stage 1 again") from error

@@ -1,0 +1,156 @@
+"""Several views of a photo and a memory of training photos: against naive loops, and through stage 1."""
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch.nn.functional import normalize
+
+from llava_ial.data.dataset import IALDataset
+from llava_ial.data.images import load_photo
+from llava_ial.data.views import PART, views_of
+from llava_ial.errors import UserError
+from llava_ial.inference import AddressPredictor
+from llava_ial.manifest import file_hash, read_manifest, write_json
+from llava_ial.models.photo_memory import MEMORY, PhotoMemory, load_memory, panorama_key, save_memory
+from serve.evaluate import evaluate
+from serve.evaluate_settings import EvaluateConfig
+from tests.tiny_world import build_tiny_base_clip, build_tiny_dataset
+from train import stage1_clip
+
+
+def start_stage1(folder: Path, **options: object) -> tuple[Path, Path]:
+    """Runs the command for some steps; its output folder and its data set."""
+    data = build_tiny_dataset(folder / "data")
+    base = build_tiny_base_clip(folder / "base", data)
+    settings = {"data": data, "base": base, "output": folder / "out", "cpu": True, "num_workers": 0, "num_epochs": 4,
+                "batch_size": 4, "learning_rate": 1e-3, "checkpoint_every": 0, **options}  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DS_ACCELERATOR", "cpu")
+        patch.setattr("sys.argv", ["stage1_clip.py", *(f"--{name}={value}" for name, value in settings.items())])
+        stage1_clip.main()
+    return folder / "out", data
+
+
+def random_memory(seed: int, num_photos: int, num_addresses: int) -> tuple[PhotoMemory, torch.Tensor, torch.Tensor]:
+    draw = torch.Generator().manual_seed(seed)
+    features = normalize(torch.randn(num_photos, 5, generator=draw, dtype=torch.float64), dim=1)
+    rows = torch.randint(num_addresses, (num_photos,), generator=draw)
+    panoramas = torch.randint(3, (num_photos,), generator=draw)
+    asked = normalize(torch.randn(4, 5, generator=draw, dtype=torch.float64), dim=1)
+    texts = normalize(torch.randn(num_addresses, 5, generator=draw, dtype=torch.float64), dim=1)
+    return PhotoMemory(features, rows, panoramas, weight=1.5, sharpness=7.0), asked, texts
+
+
+@given(st.integers(0, 1000), st.integers(1, 12), st.integers(1, 6), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_scores_are_those_of_the_formula(seed: int, num_photos: int, num_addresses: int, leaves_out: bool) -> None:
+    memory, asked, texts = random_memory(seed, num_photos, num_addresses)
+    own = torch.tensor([0, 1, 2, 5]) if leaves_out else None
+    found = memory.blend(asked, asked @ texts.T, own)
+    for n, photo in enumerate(asked):
+        nearness: dict[int, float] = {}
+        for c in range(num_addresses):
+            known = [i for i in range(num_photos) if int(memory.rows[i]) == c
+                     and (own is None or int(memory.panoramas[i]) != int(own[n]))]  # fmt: skip
+            if known:
+                mean = sum(math.exp(7.0 * float(photo @ memory.features[i])) for i in known) / len(known)
+                nearness[c] = math.log(mean) / 7.0
+        others = sum(nearness.values()) / max(len(nearness), 1)
+        for c in range(num_addresses):
+            expected = (float(photo @ texts[c]) + 1.5 * nearness.get(c, others)) / 2.5
+            assert float(found[n, c]) == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_sharp_memory_does_not_overflow() -> None:
+    memory, asked, texts = random_memory(0, 12, 3)
+    sharp = PhotoMemory(memory.features.float(), memory.rows, memory.panoramas, 1.0, 1000.0)
+    scores = sharp.blend(asked.float(), (asked @ texts.T).float())
+    assert bool(torch.isfinite(scores).all())
+    assert float(scores.abs().max()) <= 1.0
+
+
+def test_a_memory_comes_back_from_its_file(tmp_path: Path) -> None:
+    memory, _, _ = random_memory(0, 12, 3)
+    save_memory(tmp_path, memory)
+    back = load_memory(tmp_path, weight=1.5, sharpness=7.0, device="cpu")
+    torch.testing.assert_close(back.features, memory.features.float(), atol=1e-3, rtol=0)
+    assert torch.equal(back.rows, memory.rows)
+    assert torch.equal(back.panoramas, memory.panoramas)
+    assert panorama_key("a") == panorama_key("a") != panorama_key("b")
+
+
+@pytest.mark.parametrize("size", [(200, 100), (100, 200), (100, 100), (1, 1)])
+def test_views_are_the_photo_and_squares_at_its_edges(size: tuple[int, int]) -> None:
+    photo = Image.linear_gradient("L").resize(size).convert("RGB")
+    assert views_of(photo, 1) == [photo]
+    whole, left, right = views_of(photo, 3)
+    side = max(1, round(PART * min(size)))
+    assert whole is photo
+    assert left.size == right.size == (side, side)
+    top = (size[1] - side) // 2
+    assert left.tobytes() == photo.crop((0, top, side, top + side)).tobytes()
+    assert right.tobytes() == photo.crop((size[0] - side, top, size[0], top + side)).tobytes()
+
+
+@pytest.fixture(scope="module")
+def remembering(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A finished stage 1 with three views and a memory, and its data set."""
+    return start_stage1(tmp_path_factory.mktemp("memory"), views=3, memory_weight=2.0, eval_splits="val")
+
+
+def test_the_folder_locates_as_it_measured(remembering: tuple[Path, Path], tmp_path: Path) -> None:
+    out, data = remembering
+    measured = json.loads((out / "metrics.json").read_text(encoding="utf-8"))["val"]
+    metrics = evaluate(EvaluateConfig(data, tmp_path / "eval", str(out), split="val"))["ranking"]
+    assert {"SSA@1", "SA@1", "plain SSA@1"} <= measured.keys()
+    for name in ("SSA@1", "SSA@5", "SA@1", "SA@5"):
+        assert metrics[name] == pytest.approx(measured[name])
+
+
+def test_features_are_the_mean_of_the_views(remembering: tuple[Path, Path]) -> None:
+    out, data = remembering
+    predictor, dataset = AddressPredictor.from_pretrained(out), IALDataset(data)
+    file = dataset.image_file(dataset.samples("val")[0].photo.image_path)
+    encoder = predictor._encoder
+    single = [
+        encoder.model.encode_images(encoder.image_processor([view], return_tensors="pt")["pixel_values"])[0]
+        for view in views_of(load_photo(file), 3)
+    ]
+    expected = normalize(torch.stack(single).mean(dim=0), dim=0)
+    torch.testing.assert_close(predictor.photo_features([file])[0], expected, atol=1e-5, rtol=0)
+    samples = dataset.samples("train")
+    assert encoder.memory is not None
+    assert len(encoder.memory.features) == len(samples)
+    files = [dataset.image_file(sample.photo.image_path) for sample in samples]
+    torch.testing.assert_close(encoder.memory.features, predictor.photo_features(files), atol=2e-3, rtol=0)
+    assert [predictor.gallery[row].sub_street_id for row in encoder.memory.rows.tolist()] == [
+        sample.address.sub_street_id for sample in samples
+    ]
+
+
+def test_another_memory_is_refused(remembering: tuple[Path, Path], tmp_path: Path) -> None:
+    folder = shutil.copytree(remembering[0], tmp_path / "copy")
+    (folder / MEMORY).write_bytes(b"other")
+    with pytest.raises(UserError, match="is not the one it was written with"):
+        AddressPredictor.from_pretrained(folder)
+    manifest = read_manifest(folder, "address_clip")
+    write_json(folder / "manifest.json", {**manifest, "memory_hash": file_hash(folder / MEMORY)})
+    with pytest.raises(UserError, match="unreadable"):
+        AddressPredictor.from_pretrained(folder)
+    (folder / MEMORY).unlink()
+    with pytest.raises(UserError, match="is not the one it was written with"):
+        AddressPredictor.from_pretrained(folder)
+
+
+def test_wrong_options_are_told(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"--views 2: allowed: 1, 3"):
+        start_stage1(tmp_path, views=2)
+    with pytest.raises(UserError, match="--memory_weight -1"):
+        start_stage1(tmp_path, memory_weight=-1.0)
