@@ -31,7 +31,8 @@ from llava_ial.data.dataset import IALDataset
 from llava_ial.errors import UserError, run_command
 from llava_ial.evaluation.locate import PhotoFeatures, address_ranks, encode_photos
 from llava_ial.evaluation.retrieval import retrieval_metrics, street_classes, street_ranks, sub_street_ranks
-from llava_ial.manifest import FolderState, claim_folder, publish_manifest, write_json, write_text
+from llava_ial.locating import load_encoder
+from llava_ial.manifest import MANIFEST, FolderState, claim_folder, publish_manifest, write_json, write_text
 from llava_ial.models.address_clip import AddressCLIP, load_dual_encoder
 from train.ablation_tables import ADDRESS_CLIP, RETRIEVAL, ZERO_SHOT, MethodResult, format_tables
 
@@ -190,12 +191,18 @@ class Ablation:
         return time.monotonic() - started, usage.ru_maxrss * 1024
 
     def _rank(self, model: str) -> tuple[dict[str, float], dict[str, list[int]]]:
-        """Metrics and places by the texts of the gallery."""
-        encoder, photos = self._encode(model, self.rows)
+        """Metrics and places by the texts of the gallery, and as a folder of stage 1 says by views and its photos."""
+        is_trained = (Path(model) / MANIFEST).is_file() and "gallery_hash" in json.loads(
+            (Path(model) / MANIFEST).read_text(encoding="utf-8")
+        )
+        trained = load_encoder(Path(model), "cpu") if is_trained else None
+        encoder, photos = self._encode(model, self.rows, trained.num_views if trained else 1)
         texts = encoder.embed_texts(
             [record.verbose for record in self.dataset.gallery], AutoTokenizer.from_pretrained(model)
         )
-        return _measured(self.rows, *address_ranks(photos, texts, self.streets))
+        return _measured(
+            self.rows, *address_ranks(photos, texts, self.streets, memory=trained.memory if trained else None)
+        )
 
     def _retrieve(self, result: MethodResult, seed: int, folder: Path) -> None:
         """Nearest training photo by the features of an encoder, and the address of where it was taken."""
@@ -215,11 +222,13 @@ class Ablation:
             gallery_bytes=known.features.nbytes + known.address_id.nbytes, query_milliseconds=milliseconds,
         )  # fmt: skip
 
-    def _encode(self, model: str, rows: list[ClipExample]) -> tuple[AddressCLIP, PhotoFeatures]:
+    def _encode(self, model: str, rows: list[ClipExample], num_views: int = 1) -> tuple[AddressCLIP, PhotoFeatures]:
         encoder = AddressCLIP(load_dual_encoder(str(Path(model).resolve()) if Path(model).is_dir() else model)).eval()
         image_processor = AutoImageProcessor.from_pretrained(model, backend="pil")
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        photos = encode_photos(encoder.to(device), rows, image_processor, device=device, batch_size=64, num_workers=0)
+        photos = encode_photos(
+            encoder.to(device), rows, image_processor, device=device, batch_size=64, num_views=num_views
+        )
         if len(photos.row) < len(rows):
             raise UserError(f"{len(rows) - len(photos.row)} photos cannot be read: a comparison needs the same for all")
         return encoder.cpu(), photos.map(torch.Tensor.cpu)

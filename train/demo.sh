@@ -49,7 +49,9 @@ step "evaluation" python -m serve.evaluate --model "$RUN/stage2" --data "$RUN/da
   --baselines "$BASES/toy-clip" --output "$RUN/evaluation"
 
 # 5. How far its probabilities can be trusted, measured on validation photos; the chat says so.
-step "calibration" python -m serve.calibrate --model "$RUN/stage2" --data "$RUN/data"
+# Some photos of another town tell how well it knows what it has never seen.
+step "another town" python -m data_gen.toy_city --seed "$(((SEED + 500) % 1000))" --size tiny --output "$RUN/elsewhere"
+step "calibration" python -m serve.calibrate --model "$RUN/stage2" --data "$RUN/data" --elsewhere "$RUN/elsewhere/photos"
 
 printf '\nall steps: %d s\nreport: %s\n' "$((SECONDS - started))" "$RUN/evaluation/report.html"
 
