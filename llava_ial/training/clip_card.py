@@ -29,7 +29,7 @@ AddressPredictor.from_pretrained(FOLDER).locate(photo, top_k=5)   # addresses wi
 {metrics}
 
 `SSA@k`: the true piece of street is among the k best of all candidates. `SA@k`: the street of any of the k best is
-right. The wordings `canonical`, `spoken` and `loose` of the candidates were never trained on.
+right. The wordings `canonical`, `spoken` and `loose` of the candidates were never trained on.{remembered}
 
 ## How it was tuned
 
@@ -44,10 +44,14 @@ It knows the streets of its training photos and puts every photo on one of them,
 are those of a softmax over the candidates. Places change; photos of a season or year it never saw are harder. Where
 somebody lives or stood is personal: do not locate photos of people without their consent.
 """
+_REMEMBERED = """
+
+`AddressPredictor` also compares a photo with `photo_memory.safetensors`, the features of the training photos; `plain`
+figures are without. Hand it on only as you would hand on a list of where these photos were taken."""
 _SHOWN_SETTINGS = (
     "num_epochs", "batch_size", "learning_rate", "address_weight", "caption_weight", "geography_weight",
     "street_weight", "neighbourhood_weight", "positives", "max_per_address", "image_tower", "text_tower", "ema_decay",
-    "publish", "seed",
+    "views", "memory_weight", "publish", "seed",
 )  # fmt: skip
 
 
@@ -60,6 +64,7 @@ def format_card(
     num_skipped: int,
     metrics: Mapping[str, Mapping[str, float]],
     settings: Mapping[str, Any],
+    has_memory: bool = False,
 ) -> str:
     """The card as Markdown.
 
@@ -71,6 +76,7 @@ def format_card(
         num_skipped: Photos that could not be read.
         metrics: By split; may be empty.
         settings: Of the run.
+        has_memory: The folder holds features of the training photos.
     """
     return _CARD.format(
         base=base,
@@ -80,6 +86,7 @@ def format_card(
         num_skipped=num_skipped,
         metrics=_table(metrics) if metrics else "Nothing was measured yet.",
         settings="\n".join(f"- {name}: {settings[name]}" for name in _SHOWN_SETTINGS if name in settings),
+        remembered=_REMEMBERED if has_memory else "",
     )
 
 

@@ -90,7 +90,7 @@ class ClipFolderWriter:
         write_json(folder / "metrics.json", metrics)
         card = format_card(
             base=base, step=step, num_photos=self.num_photos, num_addresses=len(self.dataset.gallery),
-            num_skipped=len(skipped), metrics=metrics, settings=self.identity,
+            num_skipped=len(skipped), metrics=metrics, settings=self.identity, has_memory=memory is not None,
         )  # fmt: skip
         write_text(folder / "README.md", card)
         publish_manifest(
