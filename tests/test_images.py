@@ -121,3 +121,15 @@ def test_fast_decoding_keeps_the_asked_side_and_the_picture(tmp_path: Path):
 def test_real_photos_with_broken_exif_load(shared_data: Path):
     for path in sorted((shared_data / "exif").glob("*.jpg")):
         assert load_photo(path).mode == "RGB", path.name
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_turning_a_photo_twice_turns_it_once(tmp_path: Path, orientation: int) -> None:
+    """An evaluation opens photos and hands them to a predictor that turns what it is given."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.linear_gradient("L").resize((40, 20)).convert("RGB").save(tmp_path / "turned.jpg", exif=exif)
+    photo = load_photo(tmp_path / "turned.jpg")
+    assert upright_rgb(photo).tobytes() == photo.tobytes()
+    assert upright_rgb(photo).size == photo.size
+    assert not photo.getexif()

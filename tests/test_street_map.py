@@ -14,14 +14,14 @@ import pytest
 from llava_ial.geo import GeoPoint, LocalFrame
 from llava_ial.street_labels import FONT_PX, LabelPlacer, StreetRun
 from llava_ial.street_map import Highlight, MapPoint, StreetMap, pan_and_zoom_script
-from tests.tiny_world import ORIGIN, TinyWorld, _gallery_record
+from tests.tiny_world import ORIGIN, TinyWorld, tiny_gallery_record
 
 SVG = "{http://www.w3.org/2000/svg}"
 
 
 @pytest.fixture(scope="module")
 def gallery():
-    return [_gallery_record(i, TinyWorld(), 12) for i in range(8)]
+    return [tiny_gallery_record(i, TinyWorld(), 12) for i in range(8)]
 
 
 def parse(svg: str) -> ElementTree.Element:

@@ -57,7 +57,7 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     """A picture turned as its EXIF orientation says and converted to 8-bit RGB.
 
     Transparent parts become white. 16-bit greys are scaled, where Pillow's own conversion would clip nearly all of
-    them to white.
+    them to white. The result carries no metadata, so it may be given to this function again.
     """
     turn = _UPRIGHT.get(_orientation(image))
     if image.mode.startswith("I"):
@@ -68,7 +68,9 @@ def upright_rgb(image: Image.Image) -> Image.Image:
         rgb.paste(layer, mask=layer.getchannel("A"))
     else:
         rgb = image.convert("RGB")
-    return rgb if turn is None else rgb.transpose(turn)
+    upright = rgb if turn is None else rgb.transpose(turn)
+    upright.info = {}  # Pillow copies the EXIF data along, and the next one would turn the picture by it again
+    return upright
 
 
 def _orientation(image: Image.Image) -> int:
