@@ -2,21 +2,25 @@
 
     python benchmarks/evaluate.py                                            toy shapes and 576 image tokens, on the CPU
     python benchmarks/evaluate.py --shapes 7b --device cuda --dtype bfloat16       LLaVA-1.5-7B's shapes, on a GPU
+    python benchmarks/evaluate.py --shapes tiny --output tried.json                        to try the script
 
 Measured in one process, in turn, on the same model, photos and questions:
 
     loop     one question at a time with `generate`, photo decoded for each, as LLaVA's scripts do
     batched  `generate` on left-padded batches, every row with its photo and whole prompt
+    static   the same with the static cache of `transformers`, on a GPU compiled (with --static_cache)
     ours     `AddressPredictor.answer_batch`: photo and shared prompt once for all questions about the photo
 
-Weights are random and every answer has the same number of tokens, so that all three do the same work; that all three
-give the same words is checked in float32. Writes benchmarks/results/evaluate.json and prints a table.
+Weights are random and every answer has the same number of tokens, so that all do the same work; that all give the same
+words is checked in float32. Needs torch, transformers, peft, accelerate, numpy, pillow, pyarrow and llava_ial. Writes
+benchmarks/results/evaluate.json and prints a table.
 """
 
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))  # read once, when torch is imported
 
+import sys
 import tempfile
 import threading
 import time
@@ -26,6 +30,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import psutil
@@ -72,6 +78,7 @@ class Shapes:
 
 
 SHAPES = {
+    "tiny": Shapes(28, 14, 64, 2, 32, 2, 2, 512),
     "toy": Shapes(112, 14, 192, 6, 256, 4, 8, 2048),
     "576": Shapes(336, 14, 256, 6, 512, 8, 8, 32000),
     "7b": Shapes(336, 14, 1024, 24, 4096, 32, 32, 32064),
@@ -88,6 +95,7 @@ class BenchmarkConfig:
     new_tokens: int = field(default=24, metadata={"help": "tokens of every answer"})
     batch_size: int = field(default=32, metadata={"help": "questions at a time, of 'batched' and of 'ours'"})
     repeats: int = field(default=2, metadata={"help": "measurements of each; the fastest counts"})
+    static_cache: bool = field(default=False, metadata={"help": "measure 'static' too"})
     device: str = field(default="cpu", metadata={"help": "cpu or cuda"})
     dtype: str = field(default="float32", metadata={"help": "float32 or bfloat16"})
     output: Path = field(default=RESULTS, metadata={"help": "JSON to write"})
@@ -114,7 +122,9 @@ def main() -> None:
             del subject
     facts = {
         "date": datetime.now(UTC).date().isoformat(),
-        "device": torch.cuda.get_device_name() if config.device == "cuda" else f"{torch.get_num_threads()} CPU threads",
+        "device": torch.cuda.get_device_name()
+        if config.device == "cuda"
+        else f"{torch.get_num_threads()} threads, {os.cpu_count()} CPU cores",
         "versions": library_versions(),
         "config": {key: str(value) if isinstance(value, Path) else value for key, value in asdict(config).items()},
     }
@@ -157,6 +167,14 @@ class Subject:
             answers += self._generate(photos[start : start + size], questions[start : start + size])
         return answers
 
+    def static(self, photos: Sequence[Path], questions: Sequence[list[Message]]) -> Answers:
+        """The same with keys and values in tensors of one size, which `transformers` compiles for on a GPU."""
+        self.model.generation_config.cache_implementation = "static"
+        try:
+            return self.batched(photos, questions)
+        finally:
+            self.model.generation_config.cache_implementation = None
+
     def ours(self, photos: Sequence[Path], questions: Sequence[list[Message]]) -> Answers:
         """Prefixes shared."""
         shown = {path: load_photo(path) for path in dict.fromkeys(photos)}
@@ -187,11 +205,14 @@ class Subject:
 
 
 def measure(subject: Subject, photos: Sequence[Path], num_questions: int, config: BenchmarkConfig) -> dict[str, Any]:
-    """Answers per second and peak memory of the three ways, in turn."""
+    """Answers per second and peak memory of the ways, in turn."""
     wordings = (*WORDINGS[WHERE].train, *WORDINGS[STREET].train)
     asked = [[user_question(wordings[i % len(wordings)])] for _ in photos for i in range(num_questions)]
     shown = [photo for photo in photos for _ in range(num_questions)]
     ways = {"loop": subject.loop, "batched": subject.batched, "ours": subject.ours}
+    if config.static_cache:
+        ways["static"] = subject.static
+        subject.static(shown, asked)  # compiled at the first call
     subject.ours(shown[:1], asked[:1])  # what is done at the first call only
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     memory: dict[str, float] = {}
@@ -203,8 +224,8 @@ def measure(subject: Subject, photos: Sequence[Path], num_questions: int, config
             said[name] = ways[name](shown, asked)
             seconds[name].append(time.perf_counter() - started)
         memory[name] = max(memory.get(name, 0.0), peak.mebibytes)
-    if config.dtype == "float32" and not said["loop"] == said["batched"] == said["ours"]:
-        raise AssertionError("the three ways gave different answers")
+    if config.dtype == "float32" and any(answers != said["loop"] for answers in said.values()):
+        raise AssertionError("the ways gave different answers")
     rate = {name: len(asked) / min(times) for name, times in seconds.items()}
     return {
         "answers_per_s": {name: round(value, 3) for name, value in rate.items()},
@@ -283,13 +304,17 @@ def _build(
     )  # fmt: skip
     image = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
     torch.manual_seed(0)
-    with torch.device(config.device):
-        model = LlavaForConditionalGeneration(
-            LlavaConfig(
-                vision_config=vision, text_config=text, image_token_index=image, image_seq_length=num_image_tokens
-            )
-        )
-    model = model.to(dtype=getattr(torch, config.dtype)).eval()
+    usual = torch.get_default_dtype()
+    torch.set_default_dtype(getattr(torch, config.dtype))  # 7B in float32 would fill most GPUs on the way
+    try:
+        with torch.device(config.device):
+            model = LlavaForConditionalGeneration(
+                LlavaConfig(
+                    vision_config=vision, text_config=text, image_token_index=image, image_seq_length=num_image_tokens
+                )
+            ).eval()
+    finally:
+        torch.set_default_dtype(usual)
     # Only tokens that the tokenizer can write, and never the end: every answer has the same length.
     with torch.no_grad():
         model.lm_head.weight[len(tokenizer) :] = 0

@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import utm
 
 EARTH_RADIUS_M = 6_371_008.8
 FloatArray = npt.NDArray[np.float64]
@@ -35,6 +34,8 @@ class LocalFrame:
     """
 
     def __init__(self, origin: GeoPoint) -> None:
+        import utm  # here: what only answers questions runs without it
+
         self.origin = origin
         east, north, self.zone, _ = utm.from_latlon(origin.lat, origin.lon)
         self._offset = np.array([east, north], dtype=np.float64)
@@ -42,6 +43,8 @@ class LocalFrame:
 
     def to_xy_m(self, lat: npt.ArrayLike, lon: npt.ArrayLike) -> FloatArray:
         """Degrees, shapes ``(N,)``, to metres east and north of the origin, shape ``(N, 2)``."""
+        import utm
+
         lat_array, lon_array = np.asarray(lat, dtype=np.float64).copy(), np.asarray(lon, dtype=np.float64).copy()
         if not len(lat_array):
             return np.zeros((0, 2))
@@ -52,6 +55,8 @@ class LocalFrame:
 
     def to_lat_lon(self, xy_m: npt.ArrayLike) -> tuple[FloatArray, FloatArray]:
         """Metres of this frame, shape ``(N, 2)``, to latitudes and longitudes in degrees, shapes ``(N,)``."""
+        import utm
+
         absolute = np.asarray(xy_m, dtype=np.float64) + self._offset
         if not len(absolute):
             return np.zeros(0), np.zeros(0)

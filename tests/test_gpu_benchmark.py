@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import gpu_stage1, gpu_stage2
+from benchmarks import evaluate, gpu_stage1, gpu_stage2
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -57,8 +57,21 @@ def test_stage_2_reports_both_ways_and_four_bits(tmp_path, monkeypatch):
         assert run["questions_per_second"] > 0 < run["utilisation"] < 1
 
 
+def test_the_ways_of_asking_are_compared_and_say_the_same(tmp_path, monkeypatch):
+    output = tmp_path / "out.json"
+    given = ["--shapes", "tiny", "--questions", "3", "--photos=2", "--new_tokens=4", "--repeats=1", "--batch_size=4"]
+    monkeypatch.setattr("sys.argv", ["evaluate.py", *given, "--static_cache=true", f"--output={output}"])
+    evaluate.main()
+    (row,) = json.loads(output.read_text())["rows"]
+    assert set(row["answers_per_s"]) == set(row["peak_mib"]) == {"loop", "batched", "static", "ours"}
+    assert row["times_loop"] == pytest.approx(row["answers_per_s"]["ours"] / row["answers_per_s"]["loop"], rel=0.02)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "more"), [("gpu_stage1", ["peft"]), ("gpu_stage2", ["pyarrow", "rapidfuzz"])])
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [("gpu_stage1", ["peft"]), ("gpu_stage2", ["pyarrow", "rapidfuzz"]), ("evaluate", ["rapidfuzz", "utm"])],
+)
 def test_it_needs_no_library_beyond_the_named_ones(name, more):
     absent = ["deepspeed", "gradio", "datasets", "osmium", "shapely", "bitsandbytes", *more]
     code = f"import sys\nfor name in {absent}:\n    sys.modules[name] = None\nimport benchmarks.{name}\n"

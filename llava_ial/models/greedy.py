@@ -118,7 +118,7 @@ class _Speaking:
             _RoomyLayer.empty(keys, values, len(rows), width, room)
             for keys, values in zip(prefixes.keys, prefixes.values, strict=True)
         ]
-        self._cache = Cache(self._layers)
+        self._cache = Cache(layers=self._layers)
         lengths = torch.tensor([len(question) for question in questions], device=model.device)
         self._positions = prefixes.length + lengths[:, None] - 1  # (B, 1), of the last token
         place = torch.arange(width, device=model.device)
@@ -189,7 +189,7 @@ def continue_prefixes(prefixes: Prefixes, rows: Sequence[int], *, room: int) -> 
     for keys, values in zip(prefixes.keys, prefixes.values, strict=True):
         layers.append(_RoomyLayer.empty(keys, values, len(index), prefixes.length, room))
         layers[-1].put(torch.arange(len(index), device=index.device), keys[index], values[index])
-    return Cache(layers)
+    return Cache(layers=layers)
 
 
 class _RoomyLayer(DynamicLayer):
