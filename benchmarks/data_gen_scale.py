@@ -55,6 +55,7 @@ class ScaleSettings:
     num_positions: int = field(default=4_100_000, metadata={"help": "rows of the table"})
     workers: int = field(default=2, metadata={"help": "processes of the build"})
     questions: str = field(default="measured", metadata={"help": "kinds of question, as in a build"})
+    max_times_mean: float = field(default=4.0, metadata={"help": "cap by sub-street, as in a build; 0: none"})
     folder: Path = field(default=Path("runs/data_gen_scale"), metadata={"help": "where table and data set are made"})
     output: Path = field(default=RESULTS, metadata={"help": "JSON file of the results"})
 
@@ -110,6 +111,7 @@ def main() -> None:
         "positions": settings.num_positions,
         "workers": settings.workers,
         "questions": settings.questions,
+        "max_times_mean": settings.max_times_mean,
         "steps": rows,
         "seconds": round(measured.seconds, 1),
         "cpu_seconds": round(measured.cpu_s, 1),
@@ -154,6 +156,7 @@ def _measured_build(settings: ScaleSettings, table: Path) -> Measured:
         "city": "City",
         "num_dialogues": 1,
         "questions": settings.questions,
+        "max_times_mean": settings.max_times_mean,
         "workers": settings.workers,
         "map_cache": settings.folder / "maps",
         "output": output,

@@ -182,8 +182,8 @@ def _osm_lines(path: Path, highways: set[str]) -> Iterator[_RawLine]:
 
 def _geojson_lines(path: Path, highways: set[str]) -> Iterator[_RawLine]:
     for properties, geometry in load_features(path, "streets"):
-        names = _texts(properties.get("name"))
-        classes = _texts(properties.get("highway"))
+        names = listed_texts(properties.get("name"))
+        classes = listed_texts(properties.get("highway"))
         if not names or (classes and not highways & set(classes)):
             continue
         highway = next((c for c in classes if c in highways), "")
@@ -193,7 +193,7 @@ def _geojson_lines(path: Path, highways: set[str]) -> Iterator[_RawLine]:
                 yield names[0], highway, shapely.get_coordinates(part)
 
 
-def _texts(value: Any) -> list[str]:
+def listed_texts(value: Any) -> list[str]:
     """A property as a list of texts: a text, a list, or a list printed as text (as exports of merged ways hold)."""
     if isinstance(value, str) and value.startswith("["):
         return [single or double for single, double in _QUOTED.findall(value)]
