@@ -21,7 +21,7 @@ COPY constraints.txt pyproject.toml README.md LICENSE ./
 COPY llava_ial llava_ial
 RUN python3 -m venv /opt/venv \
     && /opt/venv/bin/pip install --no-cache-dir --constraint constraints.txt \
-        ${TORCH_INDEX:+--extra-index-url "${TORCH_INDEX}"} . \
+        ${TORCH_INDEX:+--extra-index-url "${TORCH_INDEX}"} ".[heif]" \
     && useradd --create-home --uid 10001 chat
 COPY serve serve
 

@@ -3,8 +3,10 @@
     python benchmarks/serve.py                                     a tiny model, made on the spot
     python benchmarks/serve.py --model runs/x/stage2 --data runs/x/data --plain runs/x/merged
 
-Every visitor brings a photo and asks about it; every answer is compared with the one that the model gives to that photo
-alone, so an answer that belongs to another visitor is counted. Writes benchmarks/results/serve.json and prints it.
+The chat is measured as it is, with the questions of several visitors in one batch, and with one question after the
+other. Every visitor brings a photo and asks about it; every answer is compared with the one that the model gives to
+that photo alone, so an answer that belongs to another visitor is counted. Writes benchmarks/results/serve.json and
+prints it.
 """
 
 import base64
@@ -16,6 +18,7 @@ import sys
 import tempfile
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -27,7 +30,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import httpx
 import numpy as np
 import psutil
-from gradio_client import Client, handle_file
 from openai import OpenAI
 
 from llava_ial.config import parse_config
@@ -59,7 +61,10 @@ class BenchmarkConfig:
 
 @dataclass(frozen=True)
 class Load:
-    """What came of it; times in seconds, memory of the server's process in MB after each round of questions."""
+    """What came of it; times in seconds, memory of the server's process in MB after each round of questions.
+
+    ``*_cpu_s`` are the processors' seconds per answer: they tell the work, whatever else the machine does.
+    """
 
     answers: int
     errors: int
@@ -67,6 +72,8 @@ class Load:
     p50_s: float
     p95_s: float
     answers_per_s: float
+    server_cpu_s: float
+    visitors_cpu_s: float
     memory_mb: list[int]
 
 
@@ -84,8 +91,9 @@ def main() -> None:
             raise UserError("--model needs --data: the photos that the visitors bring")
         expected = answer_alone(model, data, config.visitors)
         result: dict[str, Any] = {"visitors": config.visitors, "questions": config.questions, "cpus": os.cpu_count()}
-        with serving(chat_command(model), "/health") as (url, process):
-            result["chat"] = asdict(measure(lambda: ask_chat(url), expected, config, process))
+        for name, options in (("chat", []), ("chat_one_by_one", ["--batch_size", "1"])):
+            with serving(chat_command(model, *options), "/health") as (url, process):
+                result[name] = asdict(measure(lambda: ask_chat(url), expected, config, process))
         if plain is not None:
             with serving(plain_command(plain), "/health") as (url, process):
                 result["transformers_serve"] = asdict(measure(lambda: ask_plain(url, plain), expected, config, process))
@@ -127,22 +135,51 @@ def measure(
             memory[turn] = process.memory_info().rss // 2**20
 
     visitors = [threading.Thread(target=visit, args=(number,)) for number in range(config.visitors)]
-    started = time.monotonic()
+    this = psutil.Process()
+    started, *before = time.monotonic(), _cpu_s(process), _cpu_s(this)
     for visitor in visitors:
         visitor.start()
     for visitor in visitors:
         visitor.join()
+    duration = time.monotonic() - started
+    work = [_cpu_s(p) - spent for p, spent in zip((process, this), before, strict=True)]
     for error in errors[:3]:
         print(error, file=sys.stderr)
     p50, p95 = np.percentile(seconds, [50, 95]).round(3).tolist() if seconds else (0.0, 0.0)
-    rate = round(len(seconds) / (time.monotonic() - started), 3)
-    return Load(len(seconds), len(errors), len(mixed_up), p50, p95, rate, [memory[turn] for turn in sorted(memory)])
+    return Load(
+        answers=len(seconds),
+        errors=len(errors),
+        mixed_up=len(mixed_up),
+        p50_s=p50,
+        p95_s=p95,
+        answers_per_s=round(len(seconds) / duration, 3),
+        server_cpu_s=round(work[0] / max(1, len(seconds)), 4),
+        visitors_cpu_s=round(work[1] / max(1, len(seconds)), 4),
+        memory_mb=[memory[turn] for turn in sorted(memory)],
+    )
+
+
+def _cpu_s(process: psutil.Process) -> float:
+    spent = process.cpu_times()
+    return spent.user + spent.system
 
 
 def ask_chat(url: str) -> Ask:
-    """A visitor of the chat."""
-    client = Client(url, verbose=False, analytics_enabled=False)
-    return lambda photo, question: str(client.predict(handle_file(photo), question, api_name="/ask"))
+    """A visitor of the chat, by the requests that a browser sends; ``gradio_client`` would be the slower half of it."""
+    client = httpx.Client(base_url=f"{url}/gradio_api", timeout=600)
+    session = uuid.uuid4().hex
+
+    def ask(photo: Path, question: str) -> str:
+        stored = client.post("/upload", files={"files": (photo.name, photo.read_bytes())}).json()[0]
+        data = [{"path": stored, "meta": {"_type": "gradio.FileData"}}, question]
+        call = client.post("/call/ask", json={"data": data, "session_hash": session}).json()["event_id"]
+        lines = client.get(f"/call/ask/{call}").text.splitlines()
+        event, said = lines[-3:-1] if lines[-1] == "" else lines[-2:]
+        if event != "event: complete":
+            raise RuntimeError(f"{event}: {said}")
+        return str(json.loads(said.removeprefix("data: "))[0])
+
+    return ask
 
 
 def ask_plain(url: str, model: Path) -> Ask:
@@ -160,9 +197,9 @@ def ask_plain(url: str, model: Path) -> Ask:
     return ask
 
 
-def chat_command(model: Path) -> list[str]:
+def chat_command(model: Path, *options: str) -> list[str]:
     """The chat, without a port."""
-    return [sys.executable, "-m", "serve.chat", "--model", str(model), "--max_waiting", "256", "--port"]
+    return [sys.executable, "-m", "serve.chat", "--model", str(model), "--max_waiting", "256", *options, "--port"]
 
 
 def plain_command(model: Path) -> list[str]:

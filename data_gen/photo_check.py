@@ -1,7 +1,6 @@
 """Whether photos decode, what their EXIF says, which are the same file twice; a bad photo is counted, never fatal."""
 
 import hashlib
-import importlib.util
 import os
 import warnings
 from collections import Counter
@@ -14,6 +13,7 @@ from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 
+from llava_ial.data.images import can_read_heif
 from llava_ial.exif import PhotoMetadata, read_metadata
 from llava_ial.records import DroppedRecord, PhotoRecord
 
@@ -97,7 +97,7 @@ def read_file(path: Path) -> FileReport:
     """Decodes one photo to its end."""
     if not path.is_file():
         return FileReport("missing_file")
-    if path.suffix.lower() in HEIF_SUFFIXES and not _can_read_heif():
+    if path.suffix.lower() in HEIF_SUFFIXES and not can_read_heif():
         return FileReport("needs_extra_heif")  # pip install 'llava-ial[heif]'
     try:
         with warnings.catch_warnings():
@@ -133,12 +133,3 @@ def read_files(files: Sequence[Path], label: str, workers: int) -> list[FileRepo
                 reports.append(report)
                 bar.update()
         return reports
-
-
-def _can_read_heif() -> bool:
-    if importlib.util.find_spec("pillow_heif") is None:
-        return False
-    import pillow_heif
-
-    pillow_heif.register_heif_opener()
-    return True

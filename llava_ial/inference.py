@@ -5,7 +5,7 @@ predictor.locate(Path("photo.jpg"))                                            c
 predictor.answer([user_question("Where was this taken?")], Path("photo.jpg"))  an answer in words
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,9 +24,10 @@ from llava_ial.models.llava_folder import ADDRESS_CLIP, LoadedLlava, load_llava_
 from llava_ial.models.llava_folder import KIND as LLAVA_IAL_KIND
 from llava_ial.models.llava_merged import KIND as MERGED_KIND
 from llava_ial.models.llava_merged import load_merged
+from llava_ial.models.running_batch import RunningBatch
 from llava_ial.models.shared_prefix import Prefixes
 
-__all__ = ["LENGTH", "MAX_NEW_TOKENS", "STOP", "AddressPredictor", "Answer", "Candidate", "Photo"]
+__all__ = ["LENGTH", "MAX_NEW_TOKENS", "STOP", "AddressPredictor", "Answer", "Asked", "Candidate", "Photo"]
 
 MAX_NEW_TOKENS = 128
 STOP, LENGTH = "stop", "length"
@@ -50,6 +51,14 @@ class Answer:
     completion_tokens: int | None = None
     candidates: tuple[str, ...] | None = None
     probabilities: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question about photos of one place as the model reads it: token ids, and pixels ``(K, 3, H, W)``."""
+
+    prompt: list[int]
+    pixel_values: torch.Tensor
 
 
 class AddressPredictor(Locator):
@@ -226,21 +235,49 @@ class AddressPredictor(Locator):
         Several photos are held to show one place: each has a vote on every word.
         """
         llava = self._require_llava()
+        asked = self.prepare(messages, *photos, max_new_tokens=max_new_tokens)
+        prefixes, question = self._read_photos(asked.pixel_values, asked.prompt)
+        rows = range(len(photos))
+        tokens = greedy_tokens(
+            llava.model, prefixes, rows, [question for _ in rows], max_new_tokens=max_new_tokens, together=len(rows) > 1
+        )
+        yield from self.in_words(step[:1].tolist() for step in tokens)
+
+    def prepare(self, messages: Sequence[Message], *photos: Photo, max_new_tokens: int = MAX_NEW_TOKENS) -> Asked:
+        """A question as the model reads it, for ``join``; several photos are held to show one place.
+
+        Raises:
+            UserError: A photo cannot be read, or the messages are no dialogue.
+        """
         hint = ""
         if self._hint_settings:
             (hint,) = self.hints_of(self.cosines(photos).mean(dim=0, keepdim=True), self._hint_settings)
         prompt = self._prompt_ids(messages, max_new_tokens, hint)
-        prefixes = self._prefixes(dict(enumerate(photos)), prompt)
-        question = split_prompt(llava.model, prompt)[1]
-        rows = range(len(photos))
+        return Asked(prompt, photo_pixels(photos, self._require_llava().image_processor))
+
+    def open_batch(self, *, max_new_tokens: int = MAX_NEW_TOKENS) -> RunningBatch:
+        """An empty batch, in which questions that come at different times are answered together."""
+        return RunningBatch(self._require_llava().model, max_new_tokens=max_new_tokens)
+
+    def join(self, batch: RunningBatch, newcomers: Sequence[Asked]) -> torch.Tensor:
+        """Adds questions to a batch of ``open_batch`` and returns the first token of each answer, ``(N,)``."""
+        views = [len(asked.pixel_values) for asked in newcomers]
+        pixel_values = torch.cat([asked.pixel_values for asked in newcomers])
+        prefixes, _ = self._read_photos(pixel_values, newcomers[0].prompt)
+        model = self._require_llava().model
+        questions = [split_prompt(model, asked.prompt)[1] for asked in newcomers for _ in asked.pixel_values]
+        return batch.join(prefixes, range(len(pixel_values)), questions, views)
+
+    def in_words(self, tokens: Iterable[Sequence[int]]) -> Iterator[str]:
+        """The pieces of an answer that grows by some tokens at a time; none may come of some, and "" of no tokens."""
         ids: list[int] = []
         shown = ""
-        for tokens in greedy_tokens(
-            llava.model, prefixes, rows, [question for _ in rows], max_new_tokens=max_new_tokens, together=len(rows) > 1
-        ):
-            ids.append(int(tokens[0]))
+        for new in tokens:
+            ids += new
             text = self._as_answer(ids).text
-            if text.startswith(shown) and not text.endswith(_INCOMPLETE) and text != shown:
+            if not new:
+                yield ""
+            elif text.startswith(shown) and not text.endswith(_INCOMPLETE) and text != shown:
                 yield text[len(shown) :]
                 shown = text
         final = self._as_answer(ids).text
@@ -263,9 +300,14 @@ class AddressPredictor(Locator):
 
     def _prefixes(self, photos: Mapping[object, Photo], prompt: Sequence[int]) -> Prefixes:
         """The beginning of the prompt, which is that of every dialogue, read with each photo."""
-        llava = self._require_llava()
-        features = image_features(llava.model, photo_pixels(list(photos.values()), llava.image_processor))
-        return encode_prefixes(llava.model, split_prompt(llava.model, prompt)[0], features)
+        pixel_values = photo_pixels(list(photos.values()), self._require_llava().image_processor)
+        return self._read_photos(pixel_values, prompt)[0]
+
+    def _read_photos(self, pixel_values: torch.Tensor, prompt: Sequence[int]) -> tuple[Prefixes, list[int]]:
+        """The beginning of a prompt, read with each photo, and what is left of it to read."""
+        model = self._require_llava().model
+        prefix, question = split_prompt(model, prompt)
+        return encode_prefixes(model, prefix, image_features(model, pixel_values)), question
 
     def _as_answer(self, ids: Sequence[int]) -> Answer:
         llava = self._require_llava()

@@ -40,12 +40,17 @@ from serve.api import add_probes
 from serve.examples import find_examples
 from serve.logins import load_logins
 from serve.page import ChatPage, PageOptions
+from serve.talk import BATCH_SIZE
 from serve.uploads import Uploads
 
 DEMO_MODEL, DEMO_DATA = Path("runs/demo/stage2"), Path("runs/demo/data")
 DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # More than any camera writes, and little enough to hold some at once.
 MAX_UPLOAD = "50mb"
+# Conversations that are kept, 80 KB each; each call of a program without a session of its own counts as one, too.
+MAX_SESSIONS = 1000
+# Each answer keeps a thread of Gradio busy, which has 40.
+MAX_BATCH_SIZE = 32
 STYLE = Path(__file__).with_name("page.css")
 # Bold and not semibold: Gradio 6.31 ships a semibold of this font in which most letters are missing.
 FONT = gr.themes.LocalFont("Source Sans Pro", weights=(400, 700))
@@ -91,6 +96,10 @@ class ChatConfig:
     )
     mcp: bool = field(default=False, metadata={"help": "also serve `locate` and `ask` as tools of an MCP server"})
     time_limit_s: float = field(default=120.0, metadata={"help": "an answer that takes longer is cut off"})
+    batch_size: int = field(
+        default=BATCH_SIZE,
+        metadata={"help": "most questions that are answered at the same time, as one batch; 1: one after the other"},
+    )
     max_waiting: int = field(default=64, metadata={"help": "visitors in the queue; more are told that it is full"})
 
 
@@ -106,7 +115,7 @@ def main() -> None:
     if config.share:
         print(texts.SHARE_WARNING, file=sys.stderr)
     with tempfile.TemporaryDirectory(prefix="llava-ial-uploads-") as uploads:
-        options = PageOptions(examples, config.tiles, config.max_waiting, config.time_limit_s)
+        options = PageOptions(examples, config.tiles, config.max_waiting, config.time_limit_s, config.batch_size)
         page = launch(predictor, config, Path(uploads), options, logins)
         print(f"\nThe chat is open at http://{config.host}:{config.port} (Ctrl-C ends it)", flush=True)
         try:
@@ -128,6 +137,8 @@ def refuse_bad_settings(config: ChatConfig) -> None:
         raise UserError(f"--quantize {config.quantize}: one of {', '.join(QUANTIZATIONS)}")
     if config.time_limit_s <= 0 or config.max_waiting < 1:
         raise UserError("--time_limit_s must be above 0 and --max_waiting at least 1")
+    if not 1 <= config.batch_size <= MAX_BATCH_SIZE:
+        raise UserError(f"--batch_size {config.batch_size}: from 1 to {MAX_BATCH_SIZE}")
     if config.tiles and not (config.tiles.startswith("https://") and all(f"{{{k}}}" in config.tiles for k in "zxy")):
         raise UserError(f"--tiles {config.tiles}: an https address with {{z}}, {{x}} and {{y}}")
     if config.root_path and not config.root_path.startswith("/"):
@@ -202,6 +213,7 @@ def launch(
         prevent_thread_lock=True,
         quiet=True,
         max_file_size=MAX_UPLOAD,
+        state_session_capacity=MAX_SESSIONS,
         ssr_mode=False,
         enable_monitoring=False,
         footer_links=["api"],

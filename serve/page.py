@@ -1,6 +1,6 @@
 """The page of the chat: photos, a conversation about them, and candidates and map beside it."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -15,15 +15,15 @@ from serve.about import about_text, answerable_tasks
 from serve.api import Api
 from serve.metrics import WHY
 from serve.places import Places, answer_address
-from serve.talk import FAILURES, MAX_QUESTION_CHARACTERS, Talk, Talker, Turn, sentence
+from serve.talk import BATCH_SIZE, FAILURES, MAX_QUESTION_CHARACTERS, Talk, Talker, Turn, sentence
+from serve.turns import Visitors, in_turn
 from serve.uploads import MAX_AGE_S, Uploads, refuse_addresses
 from serve.why import attribute
 
 # Uploads: looked at every minute, deleted when an hour old.
 DELETE_CACHE_S = (60, MAX_AGE_S)
+Shown = tuple[Any, ...]
 HIDDEN: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
-# One answer at a time.
-ON_MODEL: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1}
 
 
 @dataclass(frozen=True)
@@ -35,12 +35,14 @@ class PageOptions:
         tiles: Address of an online background of the map; "" for none.
         max_waiting: More visitors than this are told that the page is busy.
         time_limit_s: Longest time for an answer.
+        batch_size: Most photos whose questions are answered at the same time.
     """
 
     examples: Sequence[Path] = field(default_factory=tuple)
     tiles: str = ""
     max_waiting: int = 64
     time_limit_s: float = 120.0
+    batch_size: int = BATCH_SIZE
 
 
 class ChatPage:
@@ -56,12 +58,14 @@ class ChatPage:
         self._predictor = predictor
         self._uploads = uploads
         self.options = options or PageOptions()
-        self.talker = Talker(predictor, time_limit_s=self.options.time_limit_s)
+        self.talker = Talker(predictor, time_limit_s=self.options.time_limit_s, batch_size=self.options.batch_size)
+        self.visitors = Visitors()
         self.places = Places(predictor.gallery, tiles=self.options.tiles)
         self.follow_ups = [texts.FOLLOW_UPS[task] for task in answerable_tasks(predictor.gallery)]
 
     def build(self) -> gr.Blocks:
         """The page, ready to be launched."""
+        on_model: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": self.options.batch_size}
         with gr.Blocks(title=texts.TITLE, analytics_enabled=False, delete_cache=DELETE_CACHE_S) as page:
             gr.Markdown(f"# {texts.TITLE}\n{texts.SUBTITLE.format(city=self.talker.city)}", elem_id="header")
             talk = gr.State(Talk(), time_to_live=DELETE_CACHE_S[1])
@@ -86,28 +90,29 @@ class ChatPage:
             shown = [talk, chat, places, street_map, question, stop, status, position, why]
             asked = [photo, more, question, check]
             running = [
-                trigger(self.start, asked, shown, **HIDDEN, **ON_MODEL)
+                trigger(self.start, asked, shown, **HIDDEN, **on_model)
                 for trigger in (photo.upload, more.upload, more.delete, more.clear)
             ]
             if examples is not None:
                 chosen = examples.select(self.choose_example, None, [photo, more], **HIDDEN)
-                running += [chosen, chosen.then(self.start, asked, shown, **HIDDEN, **ON_MODEL)]
-            running.append(question.submit(self.follow_up, [talk, question, check], shown, **HIDDEN, **ON_MODEL))
-            running += [b.click(self.follow_up, [talk, b, check], shown, **HIDDEN, **ON_MODEL) for b in follow_ups]
+                running += [chosen, chosen.then(self.start, asked, shown, **HIDDEN, **on_model)]
+            follow_up = in_turn(self.follow_up)
+            running.append(question.submit(follow_up, [talk, question, check], shown, **HIDDEN, **on_model))
+            running += [b.click(follow_up, [talk, b, check], shown, **HIDDEN, **on_model) for b in follow_ups]
             running += [
-                button.click(act, [talk, check], shown, **HIDDEN, **ON_MODEL)
+                button.click(in_turn(act), [talk, check], shown, **HIDDEN, **on_model)
                 for button, act in zip(measured, (self.how_sure, self.what_else, self.why), strict=True)
             ]
-            running.append(chat.retry(self.again, [talk, check], shown, **HIDDEN, **ON_MODEL))
-            running.append(chat.edit(self.edit, [talk, check], shown, **HIDDEN, **ON_MODEL))
-            running.append(find.submit(self.find, [talk, find], [street_map, status], **HIDDEN, **ON_MODEL))
+            running.append(chat.retry(in_turn(self.again), [talk, check], shown, **HIDDEN, **on_model))
+            running.append(chat.edit(in_turn(self.edit), [talk, check], shown, **HIDDEN, **on_model))
+            running.append(find.submit(self.find, [talk, find], [street_map, status], **HIDDEN, **on_model))
             stop.click(lambda: gr.Button(interactive=False), None, stop, cancels=running, queue=False, **HIDDEN)
             for trigger in (clear.click, photo.clear):
                 trigger(self.reset, None, [photo, more, *shown], cancels=running, queue=False, **HIDDEN)
             chat.clear(self.forget, talk, shown, cancels=running, queue=False, **HIDDEN)
             check.change(self.check_position, [talk, check], position, queue=False, **HIDDEN)
-            page.unload(self._uploads.forget_visitor)
-            Api(self.talker, self._uploads).add(photo, question, ON_MODEL)
+            page.unload(self.leave)
+            Api(self.talker, self._uploads).add(photo, question, on_model)
         refuse_addresses(page)
         page.queue(max_size=self.options.max_waiting)
         return page
@@ -157,12 +162,19 @@ class ChatPage:
         question: str,
         check: bool = False,
         request: gr.Request | None = None,
-    ) -> Iterator[tuple[Any, ...]]:
+    ) -> Generator[Shown, None, None]:
         """New photos: their candidates at once, then the answer to the question, word by word."""
         photos = [Path(p) for p in [photo, *(more or [])] if p]
+        talk = Talk(photos)
         if request is not None:
             self._uploads.remember(request.session_hash or "", photos)
-        talk = Talk(photos)
+            self.visitors.begin(request.session_hash or "", talk)
+        begin = in_turn(self.first_answer)
+        yield from begin(talk, question or texts.DEFAULT_QUESTION, check)
+
+    def first_answer(self, talk: Talk, question: str, check: bool) -> Generator[Shown, None, None]:
+        """What is seen in new photos, and the answer to the first question about them."""
+        photos = talk.photos
         status = texts.STATUS_TOGETHER.format(count=len(photos)) if len(photos) > 1 else texts.STATUS_NEW
         try:
             talk.finding = self.talker.look(photos)
@@ -170,9 +182,14 @@ class ChatPage:
             yield self._show(Talk(), error=sentence(error, photos), status="", position="", why="")
             return
         yield self._show(talk, is_running=True, status=status, position="", why="")
-        yield from self.follow_up(talk, question or texts.DEFAULT_QUESTION, check)
+        yield from self.follow_up(talk, question, check)
 
-    def follow_up(self, talk: Talk, question: str, check: bool = False) -> Iterator[tuple[Any, ...]]:
+    def leave(self, request: gr.Request) -> None:
+        """The page was closed: what is being answered ends, and the photos are nobody's."""
+        self.visitors.leave(request.session_hash or "")
+        self._uploads.forget_visitor(request)
+
+    def follow_up(self, talk: Talk, question: str, check: bool = False) -> Generator[Shown, None, None]:
         """The answer to a question, word by word; what went wrong is said in the conversation and not kept."""
         before = talk.finished()
         try:
@@ -184,23 +201,23 @@ class ChatPage:
             talk.turns = before
             yield self._show(talk, error=sentence(error, talk.photos))
 
-    def again(self, talk: Talk, check: bool, event: gr.RetryData) -> Iterator[tuple[Any, ...]]:
+    def again(self, talk: Talk, check: bool, event: gr.RetryData) -> Generator[Shown, None, None]:
         """The question of an answer once more; what was said after it is forgotten."""
         yield from self._ask_from(talk, event.index, None, check)
 
-    def edit(self, talk: Talk, check: bool, event: gr.EditData) -> Iterator[tuple[Any, ...]]:
+    def edit(self, talk: Talk, check: bool, event: gr.EditData) -> Generator[Shown, None, None]:
         """Another question in the place of an earlier one; what was said after it is forgotten."""
         yield from self._ask_from(talk, event.index, str(event.value), check)
 
-    def how_sure(self, talk: Talk, check: bool = False) -> Iterator[tuple[Any, ...]]:
+    def how_sure(self, talk: Talk, check: bool = False) -> Generator[Shown, None, None]:
         """The probabilities of what was answered, in words."""
         yield from self._measure(talk, self.talker.how_sure)
 
-    def what_else(self, talk: Talk, check: bool = False) -> Iterator[tuple[Any, ...]]:
+    def what_else(self, talk: Talk, check: bool = False) -> Generator[Shown, None, None]:
         """The candidates that were not answered, in words."""
         yield from self._measure(talk, self.talker.what_else)
 
-    def why(self, talk: Talk, check: bool = False) -> Iterator[tuple[Any, ...]]:
+    def why(self, talk: Talk, check: bool = False) -> Generator[Shown, None, None]:
         """The first photo with the regions that carried the answer marked."""
         talk.turns = talk.finished()
         try:
@@ -211,7 +228,7 @@ class ChatPage:
             yield self._show(talk, is_running=True, only_talk=True)
             row, address = answer_address(talk.finding, self.talker.agreement(talk), self._predictor.gallery)
             with self.talker.metrics.measure(WHY):
-                found = attribute(self._predictor, talk.photos[0], row)
+                found = attribute(self._predictor, talk.photos[0], row, self.talker.answers.run)
             turn.answer = texts.WHY if found.marked() else texts.WHY_NOTHING
             yield self._show(talk, why=self.places.why(found, address))
         except FAILURES as error:
@@ -229,13 +246,13 @@ class ChatPage:
         """An example becomes the photo."""
         return str(self.options.examples[int(event.index)]), None
 
-    def reset(self) -> tuple[Any, ...]:
+    def reset(self) -> Shown:
         """The page as it was at the beginning."""
         talk, *rest = self._show(Talk(), status="", position="", why="")
         rest[3] = texts.DEFAULT_QUESTION
         return None, None, talk, *rest
 
-    def forget(self, talk: Talk) -> tuple[Any, ...]:
+    def forget(self, talk: Talk) -> Shown:
         """The same photos, nothing asked yet."""
         return self._show(Talk(talk.photos, finding=talk.finding), status="", why="")
 
@@ -250,7 +267,9 @@ class ChatPage:
             said = texts.PHOTO_GONE
         return _status(said)
 
-    def _ask_from(self, talk: Talk, index: int | Any, question: str | None, check: bool) -> Iterator[tuple[Any, ...]]:
+    def _ask_from(
+        self, talk: Talk, index: int | Any, question: str | None, check: bool
+    ) -> Generator[Shown, None, None]:
         """Asks again from a message of the conversation on, given by its place in what is shown."""
         number = [turn for _, turn in _bubbles(talk.turns)][int(index)]
         turn = talk.turns[number]
@@ -261,7 +280,7 @@ class ChatPage:
             return
         yield from self.follow_up(talk, turn.question if question is None else question, check)
 
-    def _measure(self, talk: Talk, act: Callable[[Talk], None]) -> Iterator[tuple[Any, ...]]:
+    def _measure(self, talk: Talk, act: Callable[[Talk], None]) -> Generator[Shown, None, None]:
         try:
             act(talk)
             yield self._show(talk)
@@ -278,7 +297,7 @@ class ChatPage:
         status: str | None = None,
         position: str | None = None,
         why: str | None = None,
-    ) -> tuple[Any, ...]:
+    ) -> Shown:
         """Values for everything on the page that changes; what is None, or beside the talk alone, stays as it is."""
         shown = [bubble for bubble, _ in _bubbles(talk.turns)]
         if error:

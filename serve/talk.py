@@ -4,6 +4,7 @@ Most answers are the model's words. Some questions are about the model itself (h
 answered from measured probabilities, and the model never sees such pairs in a later question.
 """
 
+import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,11 +19,13 @@ from llava_ial.gazetteer import Gazetteer
 from llava_ial.inference import AddressPredictor, Candidate
 from serve import texts
 from serve.metrics import ASK, LOCATE, Metrics
+from serve.together import Together
 
 # What a broken photo, the model or the machine may raise; everything else is a fault of this program.
 FAILURES = (UserError, RuntimeError, MemoryError)
 NUM_CANDIDATES = 5
 MAX_PHOTOS = 8
+BATCH_SIZE = 8
 MAX_QUESTION_CHARACTERS = 1000
 
 
@@ -62,11 +65,21 @@ class Finding:
 
 @dataclass
 class Talk:
-    """A conversation, kept for one visitor; ``finding`` is None until the photos were looked at."""
+    """A conversation, kept for one visitor.
+
+    Attributes:
+        photos: All of one place.
+        turns: In the order in which they were asked.
+        finding: None until the photos were looked at.
+        is_busy: An answer is being made.
+        is_left: Its visitor has gone, or went on to another photo.
+    """
 
     photos: list[Path] = field(default_factory=list)
     turns: list[Turn] = field(default_factory=list)
     finding: Finding | None = None
+    is_busy: bool = False
+    is_left: bool = False
 
     def finished(self) -> list[Turn]:
         """The turns that have an answer; a stop before the first word leaves none."""
@@ -94,10 +107,14 @@ class Talker:
     Args:
         predictor: A model that can answer.
         time_limit_s: An answer that takes longer ends there, and says so.
+        batch_size: Most photos whose questions are answered at the same time.
     """
 
-    def __init__(self, predictor: AddressPredictor, *, time_limit_s: float = 120.0) -> None:
+    def __init__(
+        self, predictor: AddressPredictor, *, time_limit_s: float = 120.0, batch_size: int = BATCH_SIZE
+    ) -> None:
         self.predictor = predictor
+        self.answers = Together(predictor, batch_size)
         self.metrics = Metrics()
         self._time_limit_s = time_limit_s
         self._gazetteer = Gazetteer([record.address for record in predictor.gallery])
@@ -117,7 +134,7 @@ class Talker:
 
     def _look(self, photos: Sequence[Path]) -> Finding:
         _check_photos(photos)
-        cosines = self.predictor.cosines(photos)  # (P, C)
+        cosines = self.answers.run(lambda: self.predictor.cosines(photos))  # (P, C)
         probabilities = self.predictor.to_probabilities(cosines.mean(dim=0))
         streets = torch.zeros(int(self._street_of_class.max()) + 1)
         share = float(streets.index_add(0, self._street_of_class, probabilities).max())
@@ -153,12 +170,13 @@ class Talker:
         talk.turns.append(turn)
         yield
         deadline = time.monotonic() + self._time_limit_s
-        for piece in self.predictor.stream(messages, *talk.photos):
-            turn.answer += piece
-            if time.monotonic() > deadline:
-                turn.caution = texts.TOO_SLOW.format(seconds=round(self._time_limit_s))
-                return
-            yield
+        with contextlib.closing(self.answers.stream(messages, *talk.photos)) as pieces:
+            for piece in pieces:
+                turn.answer += piece
+                if time.monotonic() > deadline:
+                    turn.caution = texts.TOO_SLOW.format(seconds=round(self._time_limit_s))
+                    return
+                yield
         if len(talk.turns) == 1:
             turn.caution = self._caution(talk)
 

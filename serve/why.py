@@ -5,6 +5,8 @@ region carried (Zeiler and Fergus, "Visualizing and Understanding Convolutional 
 It holds for any encoder and needs no gradient; what it shows is what the candidates rest on, not LLaVA's words.
 """
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +15,8 @@ from PIL import Image, ImageFilter
 
 from llava_ial.data.images import load_photo
 from llava_ial.inference import AddressPredictor
+
+Look = Callable[[], torch.Tensor]
 
 GRID = 6
 # A region is covered together with half of each neighbour, so that nothing hides on a border of the grid.
@@ -41,13 +45,16 @@ class Attribution:
         return [divmod(index, self.loss.shape[1]) for index, value in best if value > 0]
 
 
-def attribute(predictor: AddressPredictor, photo: Path, row: int) -> Attribution:
+def attribute(
+    predictor: AddressPredictor, photo: Path, row: int, run: Callable[[Look], torch.Tensor] = lambda look: look()
+) -> Attribution:
     """Covers region after region and looks what the address loses.
 
     Args:
         predictor: Whose encoder is asked.
         photo: The photo.
         row: The address, by its place in the gallery.
+        run: Looks at some views when it is their turn; at once by default.
 
     Raises:
         UserError: The photo cannot be read.
@@ -57,7 +64,8 @@ def attribute(predictor: AddressPredictor, photo: Path, row: int) -> Attribution
     blurred = image.filter(ImageFilter.GaussianBlur(max(image.size) / 8))
     cells = [(r, c) for r in range(GRID) for c in range(GRID)]
     views = [image, *(cover(image, blurred, [cell], OVERLAP) for cell in cells)]
-    parts = [predictor.cosines(views[start : start + _BATCH]) for start in range(0, len(views), _BATCH)]
+    batches = [views[start : start + _BATCH] for start in range(0, len(views), _BATCH)]
+    parts = [run(functools.partial(predictor.cosines, batch)) for batch in batches]
     chances = predictor.to_probabilities(torch.cat(parts))[:, row].clamp_min(1e-12).log()  # (1 + GRID * GRID,)
     return Attribution(image, (chances[0] - chances[1:]).reshape(GRID, GRID))
 

@@ -79,13 +79,12 @@ def guarded(self, address):
         os._exit(3)
     return connect(self, address)
 socket.socket.connect = guarded
-from llava_ial.inference import AddressPredictor
-stream = AddressPredictor.stream
-def at_leisure(*arguments, **options):
-    for piece in stream(*arguments, **options):
-        time.sleep(float(os.environ.get("PAUSE_S", "0")))
-        yield piece
-AddressPredictor.stream = at_leisure
+from llava_ial.models.running_batch import RunningBatch
+step = RunningBatch.step
+def at_leisure(self):
+    time.sleep(float(os.environ.get("PAUSE_S", "0")))
+    return step(self)
+RunningBatch.step = at_leisure
 sys.argv = ["chat", *sys.argv[1:]]
 runpy.run_module("serve.chat", run_name="__main__")
 """

@@ -1,5 +1,7 @@
 """The chat in a real browser: what a visitor sees and does, on a desk and on a phone, without the network."""
 
+import base64
+import io
 import os
 import shutil
 from collections.abc import Iterator
@@ -8,6 +10,7 @@ from typing import Any
 
 import httpx
 import pytest
+from PIL import Image
 
 from llava_ial.data.dataset import IALDataset
 from llava_ial.prompts import NEIGHBOURHOOD, PUBLISHED_QUESTION
@@ -22,6 +25,7 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 FLAGS = [
     "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
     "--disable-background-networking", "--disable-component-update", "--disable-sync",
+    "--use-fake-device-for-media-stream", "--use-fake-ui-for-media-stream",  # a camera that shows a test picture
 ]  # fmt: skip
 DESK, PHONE = {"width": 1280, "height": 900}, {"width": 390, "height": 844}
 # Pictures of what the tests saw are kept here if it is set.
@@ -96,6 +100,14 @@ def _expect(page: Any, text: str) -> None:
     page.wait_for_function("() => document.querySelector('#stop')?.disabled")
 
 
+def _expect_an_answer(page: Any) -> None:
+    """Of whatever words, to the photo that is shown."""
+    page.wait_for_selector(".places li")
+    page.wait_for_function("() => document.querySelectorAll('#chat .message.bot').length == 1")
+    page.wait_for_function("() => document.querySelector('#stop')?.disabled")
+    page.wait_for_selector("#photo img")
+
+
 def test_a_visit(visit, photos) -> None:
     """Upload, answer, candidates, a follow-up, nothing wider than the window."""
     path, answer = photos[0]
@@ -135,10 +147,55 @@ def test_a_second_photo_begins_anew_and_the_page_can_be_cleared(visit, photos) -
 @pytest.mark.parametrize("visit", ["desk"], indirect=True)
 def test_an_example_is_a_photo_like_any_other(visit) -> None:
     visit.locator("#examples button img").first.click()
-    visit.wait_for_selector(".places li")
-    visit.wait_for_function("() => document.querySelectorAll('#chat .message.bot').length == 1")
-    visit.wait_for_function("() => document.querySelector('#stop')?.disabled")
-    assert visit.locator("#photo img").count() == 1
+    _expect_an_answer(visit)
+
+
+# What a browser hands to a page when a file is dropped on it or pasted into it.
+TRANSFER = """([name, data]) => {
+    const transfer = new DataTransfer();
+    const bytes = Uint8Array.from(atob(data), letter => letter.charCodeAt(0));
+    transfer.items.add(new File([bytes], name, {type: "image/jpeg"}));
+    return transfer;
+}"""
+
+
+@pytest.mark.parametrize("visit", ["desk"], indirect=True)
+def test_a_photo_is_dropped_on_the_page(visit, photos) -> None:
+    path, answer = photos[0]
+    visit.fill("#question textarea", PUBLISHED_QUESTION)
+    transfer = visit.evaluate_handle(TRANSFER, ["street.jpg", base64.b64encode(path.read_bytes()).decode()])
+    target = visit.locator("#photo input[type=file]").locator("xpath=ancestor::button")
+    for event in ("dragenter", "dragover", "drop"):
+        target.dispatch_event(event, {"dataTransfer": transfer})
+    _expect(visit, answer)
+
+
+@pytest.mark.parametrize("visit", ["desk"], indirect=True)
+def test_a_photo_is_pasted_from_the_clipboard(visit, url, photos) -> None:
+    """From the system's clipboard, into which browsers write pictures as PNG."""
+    path, _ = photos[0]
+    visit.context.grant_permissions(["clipboard-read", "clipboard-write"], origin=url)
+    with Image.open(path) as image:
+        stream = io.BytesIO()
+        image.save(stream, "PNG")
+    visit.evaluate(
+        """async data => {
+            const bytes = Uint8Array.from(atob(data), letter => letter.charCodeAt(0));
+            await navigator.clipboard.write([new ClipboardItem({"image/png": new Blob([bytes], {type: "image/png"})})]);
+        }""",
+        base64.b64encode(stream.getvalue()).decode(),
+    )
+    visit.click("#photo [aria-label*='clipboard' i]")
+    _expect_an_answer(visit)
+
+
+@pytest.mark.parametrize("visit", ["desk", "phone"], indirect=True)
+def test_a_photo_is_taken_with_the_camera(visit) -> None:
+    visit.click("#photo [data-testid=source-select] button:nth-child(2)")
+    visit.click("#photo button:has-text('Click to Access')")
+    visit.wait_for_function("() => document.querySelector('#photo video')?.videoWidth > 0")
+    visit.locator("#photo [aria-label*='capture photo' i]").first.click()
+    _expect_an_answer(visit)
 
 
 @pytest.mark.parametrize("visit", ["desk"], indirect=True)

@@ -1,6 +1,7 @@
 """What the page does, without a server: conversations, candidates, map, and what it says when something is wrong."""
 
 import copy
+import time
 from dataclasses import replace
 from html import unescape
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 from llava_ial.calibration import Calibration
 from llava_ial.data.dataset import IALDataset
 from llava_ial.inference import AddressPredictor
+from llava_ial.models.running_batch import RunningBatch
 from llava_ial.prompts import BETWEEN, PUBLISHED_QUESTION, STREET
 from serve import texts
 from serve.about import about_text
@@ -68,6 +70,14 @@ def test_a_new_photo_begins_a_new_conversation(page, photos) -> None:
     assert len(shown) == 2
 
 
+@pytest.fixture
+def at_leisure(monkeypatch) -> None:
+    """Answers that grow slowly enough to be watched."""
+    step = RunningBatch.step
+    monkeypatch.setattr(RunningBatch, "step", lambda batch: time.sleep(0.05) or step(batch))
+
+
+@pytest.mark.usefixtures("at_leisure")
 def test_stopping_keeps_what_was_said(page, photos) -> None:
     path, expected = photos[0]
     steps = page.start(str(path), None, PUBLISHED_QUESTION)
@@ -170,7 +180,7 @@ def test_what_went_wrong_is_said_in_the_conversation(page, photos, tmp_path, mon
             raise _error
 
         with monkeypatch.context() as patch:
-            patch.setattr(page._predictor, "stream", fail)
+            patch.setattr(page._predictor, "join", fail)
             talk, shown, _ = _talk_and_view(page.start(path, None, PUBLISHED_QUESTION))
             assert shown[-1]["content"] == sentence
         _, shown, _ = _talk_and_view(page.follow_up(talk, PUBLISHED_QUESTION))
@@ -179,10 +189,11 @@ def test_what_went_wrong_is_said_in_the_conversation(page, photos, tmp_path, mon
 
 def test_several_photos_of_a_place_are_answered_together(page, photos) -> None:
     (a, said_a), (b, said_b) = photos[0], photos[2]
-    views = list(page.start(str(a), [str(b), str(b)], PUBLISHED_QUESTION))
-    assert texts.STATUS_TOGETHER.format(count=3) in views[0][6]
+    together = [b, a, *[b] * 6]  # seven against one: how sure the one is must not decide
+    views = list(page.start(str(together[0]), [str(path) for path in together[1:]], PUBLISHED_QUESTION))
+    assert texts.STATUS_TOGETHER.format(count=8) in views[0][6]
     assert views[-1][1][-1]["content"] == said_b != said_a
-    cosines = page._predictor.cosines([a, b, b]).mean(dim=0)
+    cosines = page._predictor.cosines(together).mean(dim=0)
     assert views[-1][0].finding.probabilities.tolist() == pytest.approx(
         page._predictor.to_probabilities(cosines).tolist(), abs=1e-6
     )
@@ -215,11 +226,13 @@ def test_the_model_never_reads_measured_answers(page, photos, tiny_folders, monk
     for act in (page.how_sure, page.what_else, page.why):
         talk, _, _ = _talk_and_view(act(talk))
     asked = []
-    monkeypatch.setattr(page._predictor, "stream", lambda messages, *photos: asked.append(messages) or iter(["x"]))
+    pieces = (piece for piece in ["x"])
+    monkeypatch.setattr(page.talker.answers, "stream", lambda messages, *photos: asked.append(messages) or pieces)
     _talk_and_view(page.follow_up(talk, record.messages[2].content))
     assert asked == [record.messages[:3]]
 
 
+@pytest.mark.usefixtures("at_leisure")
 def test_an_answer_that_takes_too_long_is_cut(predictor, photos) -> None:
     page = ChatPage(predictor, NO_UPLOADS, options=PageOptions(time_limit_s=1e-9))
     talk, shown, _ = _talk_and_view(page.start(str(photos[0][0]), None, PUBLISHED_QUESTION))

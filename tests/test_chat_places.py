@@ -76,8 +76,9 @@ def test_a_stored_position_is_a_check_and_never_an_input(page, photos, tmp_path,
     assert asked[1][1]["content"] == expected
 
 
-def test_the_regions_that_are_marked_carry_the_answer(page, photos) -> None:
-    """Blurring the marked regions hurts more than blurring as many others: on the mean of all photos and draws."""
+@pytest.mark.parametrize("cover_with", ["black", "blur"])
+def test_the_regions_that_are_marked_carry_the_answer(page, photos, cover_with) -> None:
+    """Blacking or blurring them out hurts more than as many others: on the mean of all photos and draws."""
     draw = random.Random(0)
     marked_loss, other_loss = 0.0, 0.0
     cells = [(r, c) for r in range(GRID) for c in range(GRID)]
@@ -88,8 +89,10 @@ def test_the_regions_that_are_marked_carry_the_answer(page, photos) -> None:
         marked = found.marked()
         assert len(set(marked)) == len(marked) <= 6
         others = [draw.sample([c for c in cells if c not in marked], len(marked)) for _ in range(5)]
-        blurred = found.photo.filter(ImageFilter.GaussianBlur(max(found.photo.size) / 8))
-        views = [found.photo, *(cover(found.photo, blurred, choice) for choice in [marked, *others])]
+        hidden = found.photo.filter(ImageFilter.GaussianBlur(max(found.photo.size) / 8))
+        if cover_with == "black":
+            hidden = Image.new("RGB", found.photo.size)
+        views = [found.photo, *(cover(found.photo, hidden, choice) for choice in [marked, *others])]
         logs = page._predictor.to_probabilities(page._predictor.cosines(views))[:, row].log()
         marked_loss += float(logs[0] - logs[1])
         other_loss += float((logs[0] - logs[2:]).mean())

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from llava_ial.data.images import load_photo, upright_rgb
 from llava_ial.errors import UserError
@@ -23,8 +23,42 @@ def save_turned(image: Image.Image, orientation: int, path: Path) -> None:
     image.save(path, exif=exif)
 
 
+HEIC_HEAD = b"\0\0\0\x18ftypheic" + bytes(100)
+
+
+def _unregistered(opener):
+    """Pillow's opener as it is without the extra, which another test may have registered."""
+
+    def opened(path):
+        if Path(path).suffix == ".heic":
+            raise UnidentifiedImageError(path)
+        return opener(path)
+
+    return opened
+
+
 def difference(a: Image.Image, b: Image.Image) -> float:
     return float(np.abs(np.asarray(a, dtype=float) - np.asarray(b, dtype=float)).max())
+
+
+def test_heic_is_read_with_the_extra(tmp_path: Path):
+    """As a phone writes it: upright by the file's own turn, whatever its EXIF says."""
+    pillow_heif = pytest.importorskip("pillow_heif", reason="pip install 'llava-ial[heif]'")
+    pillow_heif.from_pillow(picture()).save(tmp_path / "a.heic", quality=100)
+    loaded = load_photo(tmp_path / "a.heic")
+    assert (loaded.mode, loaded.size) == ("RGB", (40, 24))
+    assert difference(loaded, picture()) < 24
+    (tmp_path / "half.heic").write_bytes((tmp_path / "a.heic").read_bytes()[:-200])
+    with pytest.raises(UserError, match=r"is damaged|is no image"):
+        load_photo(tmp_path / "half.heic")
+
+
+def test_heic_without_the_extra_is_called_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "a.heic").write_bytes(HEIC_HEAD)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    monkeypatch.setattr("PIL.Image.open", _unregistered(Image.open))
+    with pytest.raises(UserError, match=r"is in HEIC, which is not read here: pip install 'llava-ial\[heif\]'"):
+        load_photo(tmp_path / "a.heic")
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -155,7 +155,7 @@ def test_heic_photo_states_its_position(tmp_path: Path) -> None:
 
 def test_heic_photo_without_the_extra_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "phone.heic").write_bytes(b"whatever is in it")
-    monkeypatch.setattr(photo_check.importlib.util, "find_spec", lambda _: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
     assert _reasons(read_photo_folder(tmp_path)) == {"phone.heic": "needs_extra_heif"}
 
 

@@ -1,5 +1,6 @@
 """Reading a photo: the one function for training, evaluation and chat, so that all see the same pixels."""
 
+import importlib.util
 import struct
 import warnings
 from pathlib import Path
@@ -11,6 +12,8 @@ from llava_ial.errors import UserError
 
 # About 90 megapixels, Pillow's own limit for files that unpack to more than a machine can hold.
 MAX_PIXELS = 89_478_485
+# ISO/IEC 23008-12, annex B: what a file of HEVC pictures calls itself.
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _EXIF_ORIENTATION = 0x0112
 # EXIF 2.3, section 4.6.4 A: what turns the stored picture upright.
 _UPRIGHT = {
@@ -28,7 +31,7 @@ def load_photo(path: Path, *, min_side: int | None = None) -> Image.Image:
     """A photo as upright RGB, fully decoded.
 
     Args:
-        path: Any format Pillow reads; of an animation the first frame.
+        path: Any format Pillow reads, and HEIC with the extra ``heif``; of an animation the first frame.
         min_side: If given, a JPEG may be decoded at 1/2, 1/4 or 1/8 of its size as long as its shorter side stays at
             least this long; several times faster on large photos, with slightly other pixels.
 
@@ -36,7 +39,7 @@ def load_photo(path: Path, *, min_side: int | None = None) -> Image.Image:
         UserError: Names the file: missing, no image, truncated, or larger than ``MAX_PIXELS``.
     """
     try:
-        with Image.open(path) as image:
+        with _open(path) as image:
             _refuse_bomb(image, path)
             if min_side is not None:
                 # The tuple is a lower bound for both sides, so asking for the shorter one twice keeps it.
@@ -51,6 +54,29 @@ def load_photo(path: Path, *, min_side: int | None = None) -> Image.Image:
             raise
         why = "is no image that can be read" if isinstance(error, UnidentifiedImageError) else "is damaged"
         raise UserError(f"photo {path} {why}: {error}") from error
+
+
+def can_read_heif() -> bool:
+    """Whether the extra ``heif`` is installed; Pillow reads HEIC from then on."""
+    if importlib.util.find_spec("pillow_heif") is None:
+        return False
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+    return True
+
+
+def _open(path: Path) -> Image.Image:
+    try:
+        return Image.open(path)
+    except UnidentifiedImageError:
+        with path.open("rb") as file:
+            head = file.read(12)
+        if head[4:8] != b"ftyp" or head[8:] not in _HEIF_BRANDS:
+            raise
+        if not can_read_heif():
+            raise UserError(f"photo {path} is in HEIC, which is not read here: pip install 'llava-ial[heif]'") from None
+        return Image.open(path)
 
 
 def upright_rgb(image: Image.Image) -> Image.Image:

@@ -115,7 +115,7 @@ class _Speaking:
         self._shared = SharedPrefix(prefixes, rows)
         width = max(len(question) for question in questions)
         self._layers = [
-            _RoomyLayer.empty(keys, values, len(rows), width, room)
+            RoomyLayer.empty(keys, values, len(rows), width, room)
             for keys, values in zip(prefixes.keys, prefixes.values, strict=True)
         ]
         self._cache = Cache(layers=self._layers)
@@ -187,12 +187,12 @@ def continue_prefixes(prefixes: Prefixes, rows: Sequence[int], *, room: int) -> 
     index = torch.tensor(list(rows), device=prefixes.keys[0].device)
     layers = []
     for keys, values in zip(prefixes.keys, prefixes.values, strict=True):
-        layers.append(_RoomyLayer.empty(keys, values, len(index), prefixes.length, room))
+        layers.append(RoomyLayer.empty(keys, values, len(index), prefixes.length, room))
         layers[-1].put(torch.arange(len(index), device=index.device), keys[index], values[index])
     return Cache(layers=layers)
 
 
-class _RoomyLayer(DynamicLayer):
+class RoomyLayer(DynamicLayer):
     """Keys and values with room at the end: ``DynamicLayer`` would copy all of them for every token.
 
     Args:
@@ -207,7 +207,7 @@ class _RoomyLayer(DynamicLayer):
         self._show()
 
     @classmethod
-    def empty(cls, keys: torch.Tensor, values: torch.Tensor, count: int, length: int, room: int) -> "_RoomyLayer":
+    def empty(cls, keys: torch.Tensor, values: torch.Tensor, count: int, length: int, room: int) -> "RoomyLayer":
         """Zeros for ``count`` rows, of the kind of ``keys`` and ``values``; what is masked must still be a number."""
         shape = (count, keys.shape[1], length + room, keys.shape[3])
         return cls(keys.new_zeros(shape), values.new_zeros(shape), length)
