@@ -58,7 +58,7 @@ def temporary(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def server(tiny_folders: TinyFolders, temporary: Path) -> Iterator[str]:
     """The real command in a process of its own, which may not connect to anything beyond this computer."""
     port = free_port()
-    with chat_process(tiny_folders, port, temporary, "--mcp", "true"):
+    with chat_process(tiny_folders, port, temporary, "--mcp", "true", pause_s=0.02):
         yield f"http://127.0.0.1:{port}"
 
 

@@ -22,6 +22,7 @@ from llava_ial.inference import AddressPredictor
 from llava_ial.manifest import read_manifest
 from llava_ial.models.greedy import greedy_tokens
 from llava_ial.models.llava_folder import KIND, load_llava_ial
+from llava_ial.models.running_batch import RunningBatch
 from llava_ial.records import GalleryRecord, PredictionRecord
 from llava_ial.training.llava_hints import HintPlan, build_hints
 from serve.backends import as_backend
@@ -146,7 +147,14 @@ def test_training_and_inference_see_the_same_prompt(
         asked.extend(list(question) for question in questions)
         return greedy_tokens(model, prefixes, rows, questions, **options)
 
+    join = RunningBatch.join
+
+    def spy_join(batch, prefixes, rows, questions, views):
+        asked.extend(list(question) for question in questions)
+        return join(batch, prefixes, rows, questions, views)
+
     monkeypatch.setattr("llava_ial.inference.greedy_tokens", spy)
+    monkeypatch.setattr(RunningBatch, "join", spy_join)
     predictor = AddressPredictor.from_pretrained(hinted)
     photo = run.dataset.image_file(record.image_path)
     predictor.answer(record.messages[:1], photo, max_new_tokens=1)
