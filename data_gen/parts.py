@@ -8,12 +8,13 @@ cluster or Ray make the same files.
 
 import json
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -185,7 +186,7 @@ def run_parts(name: str, task: PartTask, context: Context, parts: Sequence[int],
             run_part(name, task, context, part)
         return
     alone = replace(context, workers=1)
-    with ProcessPoolExecutor(context.workers, get_context("spawn"), initializer=_be_quiet) as pool:
+    with ProcessPoolExecutor(context.workers, get_context("spawn"), initializer=_be_a_worker) as pool:
         waiting = [pool.submit(run_part, name, task, alone, part) for part in parts]
         try:
             for future in tqdm(waiting, desc=f"{name}, parts", unit="part", disable=None):
@@ -200,8 +201,17 @@ def run_part(name: str, task: PartTask, context: Context, part: int) -> None:
     _finish(_mark(context, name, part), task(context, part))
 
 
-def _be_quiet() -> None:
+def _be_a_worker() -> None:
     os.environ["TQDM_DISABLE"] = "1"  # the parts are counted by the process that shares them out
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A pool waits for work for ever; when the process that shares it out is killed, nobody is left to send any."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)  # as a kill would: what is written is whole, because it is renamed into place
 
 
 def _mark(context: Context, name: str, part: int | None) -> Path:

@@ -154,13 +154,40 @@ def test_killed_at_random_moments(monkeypatch: pytest.MonkeyPatch, town: dict[st
     _build(monkeypatch, town, tmp_path / "whole")
     command = [sys.executable, "-m", "data_gen.build", *_arguments(town, tmp_path / "killed")]
     draw = random.Random(0)
-    for _ in range(12):
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    for workers in ("1", "2") * 6:
+        process = subprocess.Popen(
+            [*command, "--workers", workers], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
         time.sleep(draw.uniform(0.2, 6.0))
         process.send_signal(signal.SIGKILL)
         process.wait()
     subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
     assert _files(tmp_path / "killed") == _files(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_workers_end_with_the_process_that_was_killed(town: dict[str, str], tmp_path: Path) -> None:
+    town = {**town, "rows_a_part": "1", "workers": "2"}
+    command = [sys.executable, "-m", "data_gen.build", *_arguments(town, tmp_path / "data")]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+    while process.poll() is None and not any((tmp_path / "data" / ".work" / "done").glob("check/*.json")):
+        time.sleep(0.02)  # until the pool works
+    workers = [Path(f"/proc/{pid}") for pid in children.read_text().split()]
+    assert len(workers) >= 2
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    until = time.monotonic() + 30
+    while any(map(_is_alive, workers)):
+        assert time.monotonic() < until, workers
+        time.sleep(0.1)
+
+
+def _is_alive(process: Path) -> bool:
+    try:
+        return (process / "stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
 
 
 def test_finished_folder_is_left_alone_and_another_build_refused(

@@ -55,6 +55,19 @@ def test_a_tiny_blip_says_something_of_every_photo(blip: Path, tmp_path: Path) -
     assert [text for text in texts if not (text.startswith("a street view of") and 5 <= len(text.split()) <= 9)] == []
 
 
+@pytest.mark.parametrize(("has_gpu", "kind", "dtype"), [(True, "cuda", torch.bfloat16), (False, "cpu", torch.float32)])
+def test_a_model_goes_to_the_gpu_when_there_is_one(
+    blip: Path, monkeypatch: pytest.MonkeyPatch, has_gpu: bool, kind: str, dtype: torch.dtype
+) -> None:
+    seen: list[object] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_gpu)
+    monkeypatch.setattr(
+        BlipForConditionalGeneration, "to", lambda self, device: seen.extend([device.type, self.dtype]) or self
+    )
+    ModelCaptioner(_settings(blip))
+    assert seen == [kind, dtype]
+
+
 def test_an_interrupted_captioner_goes_on_and_says_the_same(
     blip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
