@@ -15,7 +15,7 @@ export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} DS_ACCELERATOR=${DS_ACCELERATOR:-cp
 case $PRESET in
   tiny) size=tiny stage1=(--num_epochs 4) stage2=(--num_train_epochs 1) ;;
   short) size=small stage1=() stage2=() ;;
-  long) size=medium stage1=(--num_epochs 60) stage2=(--num_train_epochs 6) ;;
+  long) size=medium stage1=(--num_epochs 60) stage2=(--num_train_epochs 4) ;;
   *) echo "error: PRESET=$PRESET: allowed: short, long, tiny" >&2; exit 2 ;;
 esac
 
