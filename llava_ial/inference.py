@@ -131,7 +131,8 @@ class AddressPredictor(Locator):
         """
         if self._hint_settings is None:
             return [""] * len(photos)
-        return self.hints_of(self.cosines(photos), self._hint_settings)
+        # One by one: in batches of other sizes the last digits differ, and with them, rarely, a rounded probability.
+        return [self.hints_of(self.cosines([photo]), self._hint_settings)[0] for photo in photos]
 
     def _hints(self, photos: Sequence[Photo]) -> list[str]:
         """One for each, every photo looked at once."""

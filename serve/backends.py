@@ -129,7 +129,7 @@ def _asks_with_hints(predictor: AddressPredictor, config: EvaluateConfig, hints_
             photos,
             batch_size=config.batch_size,
             max_new_tokens=config.max_new_tokens,
-            hints=hints_of(questions),
+            hints=hints_of(questions, photos),
         )
 
     return ask

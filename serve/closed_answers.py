@@ -53,7 +53,7 @@ class ClosedAnswers:
             [questions[i].messages for i in listed],
             [photos[i] for i in listed],
             [self._choices[questions[i].task] for i in listed],
-            hints=self._hints_of([questions[i] for i in listed]),
+            hints=self._hints_of([questions[i] for i in listed], [photos[i] for i in listed]),
         )
         answers: dict[int, Answer] = {}
         for i, found in zip(listed, scores, strict=True):
@@ -66,7 +66,7 @@ class ClosedAnswers:
             [photos[i] for i in rest],
             batch_size=self._batch_size,
             max_new_tokens=self._max_new_tokens,
-            hints=self._hints_of([questions[i] for i in rest]),
+            hints=self._hints_of([questions[i] for i in rest], [photos[i] for i in rest]),
         )
         answers.update(zip(rest, spoken, strict=True))
         return [answers[i] for i in range(len(questions))]

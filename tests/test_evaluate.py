@@ -40,7 +40,7 @@ def config(tiny_folders: TinyFolders, tmp_path: Path) -> EvaluateConfig:
 class Flaky:
     """A predictor that breaks down at a given call; ``error`` says how."""
 
-    can_answer = True
+    can_answer, takes_hints = True, False
 
     def __init__(
         self, predictor: AddressPredictor, break_at: int, error: BaseException, *, num_breaks: int = 1

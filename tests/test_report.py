@@ -24,7 +24,7 @@ SCREENSHOTS = os.environ.get("SCREENSHOTS")
 class Wrong:
     """A model that says of half of the photos what it must not."""
 
-    can_answer = True
+    can_answer, takes_hints = True, False
 
     def __init__(self, predictor: AddressPredictor) -> None:
         self._predictor = predictor
