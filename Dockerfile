@@ -1,12 +1,14 @@
 # The chat in a container, for CUDA (default) or for the CPU. Nobody has built it yet: it was read and linted only.
 #
+#   python -m train.merge --model runs/demo/stage2 --data runs/demo/data --output runs/demo/merged
 #   docker build -t llava-ial .
-#   docker run --rm --gpus all -p 127.0.0.1:7860:7860 -v "$PWD/runs/demo:/model:ro" --tmpfs /tmp llava-ial
+#   docker run --rm --gpus all -p 127.0.0.1:7860:7860 -v "$PWD/runs/demo/merged:/model:ro" --tmpfs /tmp llava-ial
 #
 #   docker build -t llava-ial:cpu --build-arg TORCH_INDEX=INDEX_OF_CPU_WHEELS .
-#   docker run --rm -p 127.0.0.1:7860:7860 -v "$PWD/runs/demo:/model:ro" --tmpfs /tmp llava-ial:cpu
+#   docker run --rm -p 127.0.0.1:7860:7860 -v "$PWD/runs/demo/merged:/model:ro" --tmpfs /tmp llava-ial:cpu
 #
-# The model is mounted, not baked in; uploads live in /tmp, which is memory with --tmpfs and gone with the container.
+# The model is mounted, not baked in, and merged, so that it needs no base beside it. Uploads live in /tmp, which is
+# memory with --tmpfs and gone with the container.
 FROM debian:bookworm-slim
 
 # c++: DeepSpeed, which the project depends on, looks for a compiler when it is imported.
@@ -33,4 +35,4 @@ EXPOSE 7860
 HEALTHCHECK --interval=30s --timeout=5s --start-period=120s \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:7860/health', timeout=4)"]
 ENTRYPOINT ["python", "-m", "serve.chat", "--host", "0.0.0.0"]
-CMD ["--model", "/model/stage2"]
+CMD ["--model", "/model"]

@@ -93,6 +93,7 @@ class ChatPage:
                 trigger(self.start, asked, shown, **HIDDEN, **on_model)
                 for trigger in (photo.upload, more.upload, more.delete, more.clear)
             ]
+            running[0].then(self.keep_preview, [photo, talk], photo, queue=False, **HIDDEN)
             if examples is not None:
                 chosen = examples.select(self.choose_example, None, [photo, more], **HIDDEN)
                 running += [chosen, chosen.then(self.start, asked, shown, **HIDDEN, **on_model)]
@@ -171,6 +172,11 @@ class ChatPage:
             self.visitors.begin(request.session_hash or "", talk)
         begin = in_turn(self.first_answer)
         yield from begin(talk, question or texts.DEFAULT_QUESTION, check)
+
+    @staticmethod
+    def keep_preview(photo: str | None, talk: Talk) -> Any:
+        """The photo again where Gradio has emptied the preview, as it may after a paste by its icon."""
+        return gr.skip() if photo or not talk.photos else str(talk.photos[0])
 
     def first_answer(self, talk: Talk, question: str, check: bool) -> Generator[Shown, None, None]:
         """What is seen in new photos, and the answer to the first question about them."""

@@ -172,10 +172,7 @@ def test_a_photo_is_dropped_on_the_page(visit, photos) -> None:
 
 @pytest.mark.parametrize("visit", ["desk"], indirect=True)
 def test_a_photo_is_pasted_from_the_clipboard(visit, url, photos) -> None:
-    """From the system's clipboard, into which browsers write pictures as PNG.
-
-    Gradio 6.31 may empty the preview again after a paste by its icon; the photo has been taken in all the same.
-    """
+    """From the system's clipboard, into which browsers write pictures as PNG; the preview shows it in the end."""
     path, _ = photos[0]
     visit.context.grant_permissions(["clipboard-read", "clipboard-write"], origin=url)
     with Image.open(path) as image:
@@ -190,6 +187,9 @@ def test_a_photo_is_pasted_from_the_clipboard(visit, url, photos) -> None:
     )
     visit.click("#photo [aria-label*='clipboard' i]")
     _expect_an_answer(visit)
+    visit.wait_for_selector("#photo img")
+    visit.wait_for_timeout(1000)
+    assert visit.locator("#photo img").count(), "the preview stays"
 
 
 @pytest.mark.parametrize("visit", ["desk", "phone"], indirect=True)

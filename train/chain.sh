@@ -10,6 +10,9 @@ RUN=${RUN:-runs/chain} SHARED=${SHARED:-../shared/data} SERVE=${SERVE:-0}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} DS_ACCELERATOR=${DS_ACCELERATOR:-cpu} HF_HUB_OFFLINE=1
 started=$SECONDS
 
+free_port() { # so that two of these may run on one machine
+  python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
+}
 step() { # step TITLE COMMAND...: a headline, the command, the time it took
   local title=$1 begun=$SECONDS
   shift
@@ -35,7 +38,7 @@ fi
 
 # 2. Stage 1: AddressCLIP with its three losses, two processes. The tiny CLIP has random weights.
 step "base: a tiny CLIP" python -m train.toy_base.clip --output "$RUN/base_clip" --data "$RUN/data" "${clip_tokenizer[@]}"
-step "stage 1: AddressCLIP" accelerate launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no \
+step "stage 1: AddressCLIP" accelerate launch --multi_gpu --main_process_port "$(free_port)" --num_processes 2 --num_machines 1 --mixed_precision no \
   --dynamo_backend no train/stage1_clip.py --config train/configs/stage1_chain.yaml \
   --data "$RUN/data" --base "$RUN/base_clip" --output "$RUN/stage1"
 
@@ -43,7 +46,7 @@ step "stage 1: AddressCLIP" accelerate launch --multi_gpu --num_processes 2 --nu
 #    A random LLaMA knows no words, so the tiny one is first pretrained on the text of the questions and answers.
 step "base: a tiny LLaVA" python -m train.toy_base.llava --clip "$RUN/base_clip" --data "$RUN/data" \
   --output "$RUN/base_llava"
-step "stage 2: LLaVA-IAL" deepspeed --num_gpus 2 train/stage2_llava.py --config train/configs/stage2_chain.yaml \
+step "stage 2: LLaVA-IAL" deepspeed --num_gpus 2 --master_port "$(free_port)" train/stage2_llava.py --config train/configs/stage2_chain.yaml \
   --data "$RUN/data" --base "$RUN/base_llava" --clip "$RUN/stage1" --output_dir "$RUN/stage2"
 
 # 4. Every question in batches: a memorisation check on the training photos, and the photos it never saw.

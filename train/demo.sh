@@ -20,6 +20,9 @@ case $PRESET in
 esac
 
 started=$SECONDS
+free_port() { # so that two of these may run on one machine
+  python -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])'
+}
 step() { # step TITLE COMMAND...: a headline, the command, the time it took
   local title=$1 begun=$SECONDS
   shift
@@ -36,12 +39,12 @@ step "data" python -m data_gen.build --config data_gen/configs/toy_city.yaml \
   --captions_csv "$RUN/city/captions.csv"
 
 # 2. Stage 1: toy-clip, which has seen other towns, becomes the AddressCLIP of this one. Two processes.
-step "stage 1: AddressCLIP" accelerate launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no \
+step "stage 1: AddressCLIP" accelerate launch --multi_gpu --main_process_port "$(free_port)" --num_processes 2 --num_machines 1 --mixed_precision no \
   --dynamo_backend no train/stage1_clip.py --config train/configs/stage1_demo.yaml \
   --data "$RUN/data" --base "$BASES/toy-clip" --output "$RUN/stage1" "${stage1[@]}"
 
 # 3. Stage 2: toy-llava with that encoder's tower; LoRA and projector, DeepSpeed ZeRO-2, two processes.
-step "stage 2: LLaVA-IAL" deepspeed --num_gpus 2 train/stage2_llava.py --config train/configs/stage2_demo.yaml \
+step "stage 2: LLaVA-IAL" deepspeed --num_gpus 2 --master_port "$(free_port)" train/stage2_llava.py --config train/configs/stage2_demo.yaml \
   --data "$RUN/data" --base "$BASES/toy-llava" --clip "$RUN/stage1" --output_dir "$RUN/stage2" "${stage2[@]}"
 
 # 4. Photos from another day: every question in batches, beside what needs no training in this town.
