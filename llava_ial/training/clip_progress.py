@@ -109,7 +109,7 @@ def finish(run: ClipRun, num_steps: int) -> None:
         model = AddressCLIP(clip).to(run.accelerator.device) if clip else run.published_model()
         memory = distributed.run_on_every_process(partial(remember_photos, run, model))
         for split, found in measure_located(run, model, memory).items():
-            plain = {PLAIN + name: value for name, value in run.metrics[split].items() if name in found}
+            plain = {PLAIN + name: value for name, value in run.metrics[split].items() if "@" in name and name in found}
             run.metrics[split] = run.metrics[split] | plain | found
             shown = "  ".join(f"{name} {found[name]:.2%}" for name in found if "@" in name)
             say(f"{split}, by {settings.views} view(s){' and the training photos' if memory else ''}: {shown}")
