@@ -1,5 +1,6 @@
 """Other image-text models tune with the same command: LLaVA-NeXT and Idefics3, tiny, their own tower kept."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import torch
 from peft import PeftModel
 from transformers import (
     AutoModelForImageTextToText,
+    AutoProcessor,
     Idefics3Config,
     Idefics3ForConditionalGeneration,
     Idefics3ImageProcessorPil,
@@ -23,8 +25,9 @@ from llava_ial.conversation import IMAGE_TOKEN, Message, user_question
 from llava_ial.data.dataset import IALDataset
 from llava_ial.data.image_text import ImageTextCollator, ImageTextDataset, render_dialogue
 from llava_ial.errors import UserError
+from llava_ial.inference import AddressPredictor
 from llava_ial.models.image_text import load_image_text
-from tests.stage2_runs import adapter, assert_same_weights, interrupt, train_here
+from tests.stage2_runs import adapter, assert_same_weights, interrupt, merge_here, train_here
 from tests.tiny_models import TinyFolders
 from train.toy_base.llava import load_or_train_tokenizer
 
@@ -135,6 +138,55 @@ def test_it_trains_resumes_and_opens_with_peft_and_its_tower_stays(
         with pytest.raises(RuntimeError, match="power failure"):
             train_here(tiny_folders, tmp_path / "resumed", **options)
     assert_same_weights(straight, train_here(tiny_folders, tmp_path / "resumed", **options))
+
+
+def test_it_merges_into_a_plain_model_that_answers_as_the_adapted_one(
+    base: Path, tiny_folders: TinyFolders, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Opened by transformers alone, the card says how; a moved base is found, another or a changed file refused."""
+    moved = tmp_path / "base"
+    shutil.copytree(base, moved)
+    out = train_here(tiny_folders, tmp_path / "out", base=moved, clip=None, max_steps=3, learning_rate=5e-2)
+    options = {"dtype": "float32", "device": "cpu", "max_new_tokens": 8}
+    folder = merge_here(out, tmp_path / "merged", data=tiny_folders.data, **options)
+    merge_here(out, folder, data=tiny_folders.data, **options)
+    said = capsys.readouterr().out
+    assert "2 of 2 answers are the same" in said
+    assert "already complete" in said
+    merged, adapted = (
+        AutoModelForImageTextToText.from_pretrained(path, dtype=torch.float32).eval() for path in (folder, moved)
+    )
+    processor = AutoProcessor.from_pretrained(folder, backend="pil")
+    dataset = IALDataset(tiny_folders.data)
+    photos = ImageTextDataset(dataset, dataset.conversations("train")[:2], processor)
+    batch = ImageTextCollator(processor)([photos[i] for i in range(2)])
+    with torch.no_grad():
+        plain = adapted(**batch).logits
+        tuned = PeftModel.from_pretrained(adapted, out).eval()(**batch).logits
+        ours = merged(**batch).logits
+    torch.testing.assert_close(ours, tuned, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(plain, tuned, atol=1e-2), "the adapter changes what is said"
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert "AutoModelForImageTextToText.from_pretrained(FOLDER)" in card
+    assert "peft" not in card.split("```")[1]
+
+    with pytest.raises(UserError, match="kind 'image_text_merged'"):
+        AddressPredictor.from_pretrained(folder)
+    moved.rename(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=r"its base model is not at .*; name its folder with --base"):
+        merge_here(out, tmp_path / "again", **options)
+    file = tmp_path / "elsewhere" / "config.json"
+    content = file.read_text(encoding="utf-8")
+    file.write_text(content + " ", encoding="utf-8")
+    with pytest.raises(UserError, match="its base model is not the one it was trained with"):
+        merge_here(out, tmp_path / "again", base=tmp_path / "elsewhere", **options)
+    file.write_text(content, encoding="utf-8")
+    merge_here(out, tmp_path / "again", base=tmp_path / "elsewhere", **options)
+    adapter_file = out / "adapter_model.safetensors"
+    adapter_file.write_bytes(adapter_file.read_bytes()[:-1] + b"?")
+    with pytest.raises(UserError, match="its adapter is not the one it was trained with"):
+        merge_here(out, tmp_path / "broken", base=tmp_path / "elsewhere", **options)
+    assert not (tmp_path / "broken" / "manifest.json").exists()
 
 
 @pytest.mark.parametrize(

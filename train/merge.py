@@ -1,10 +1,11 @@
-"""Makes one plain model of a LLaVA-IAL folder: base, LoRA, projector and tower in one ``transformers`` folder.
+"""Makes one plain model of a folder of stage 2: base, LoRA, projector and tower in one ``transformers`` folder.
 
     python -m train.merge --model runs/demo/stage2 --data runs/demo/data --output runs/demo/merged
 
-The result needs neither PEFT nor this project (`LlavaForConditionalGeneration.from_pretrained`, `transformers serve`,
-vLLM), and the chat and the evaluation open it, too. Before it is called done, the adapted and the merged model answer
-the same questions about the same photos: other answers, or logits that differ by more than rounding, are refused.
+The result needs neither PEFT nor this project (`AutoModelForImageTextToText.from_pretrained`, `transformers serve`,
+vLLM); of a LLaVA-1.5 the chat and the evaluation open it, too. Before it is called done, the adapted and the merged
+model answer the same questions about the same photos: other answers, or logits that differ by more than rounding, are
+refused.
 """
 
 import os
@@ -22,16 +23,28 @@ from transformers.utils import logging as transformers_logging
 from llava_ial.config import parse_config
 from llava_ial.conversation import Message, user_question
 from llava_ial.data.dataset import IALDataset
+from llava_ial.data.image_text import as_parts
 from llava_ial.data.images import load_photo
 from llava_ial.data.llava import encode_prompt
 from llava_ial.errors import UserError, run_command
 from llava_ial.inference import choose_device
 from llava_ial.manifest import MANIFEST, FolderState, claim_folder, file_hash, read_manifest
 from llava_ial.models.hub import push_folder
+from llava_ial.models.image_text import KIND as IMAGE_TEXT_KIND
+from llava_ial.models.image_text import LoadedImageText, load_adapted
+from llava_ial.models.image_text_merged import KIND as IMAGE_TEXT_MERGED_KIND
+from llava_ial.models.image_text_merged import (
+    AskedPhoto,
+    compare_image_text,
+    open_image_text_merged,
+    publish_image_text_merged,
+    save_image_text_merged,
+)
 from llava_ial.models.llava_folder import KIND as LLAVA_IAL_KIND
 from llava_ial.models.llava_folder import LoadedLlava, load_llava_ial
 from llava_ial.models.llava_merged import (
     KIND,
+    Agreement,
     compare,
     open_merged,
     publish_merged,
@@ -71,18 +84,25 @@ def main() -> None:
     for name in ("num_checks", "max_new_tokens"):
         if getattr(config, name) < 1:
             raise UserError(f"--{name} {getattr(config, name)}: allowed: at least 1")
-    read_manifest(config.model, LLAVA_IAL_KIND)
+    is_other = read_manifest(config.model, LLAVA_IAL_KIND, IMAGE_TEXT_KIND)["kind"] == IMAGE_TEXT_KIND
     checks = _checks(config)
     identity: dict[str, object] = {"dtype": config.dtype, "model": file_hash(config.model / MANIFEST)}
-    if claim_folder(config.output, KIND, identity) is FolderState.COMPLETE:
+    kind = IMAGE_TEXT_MERGED_KIND if is_other else KIND
+    if claim_folder(config.output, kind, identity) is FolderState.COMPLETE:
         print(f"{config.output}: already complete")
     else:
-        _merge(config, identity, checks)
+        agreement = (_merge_image_text if is_other else _merge)(config, identity, checks)
+        print(
+            f"{config.output}: merged in {config.dtype}; {agreement.num_same_answers} of {agreement.num_answers} "
+            f"answers are the same, logits differ by at most {agreement.logit_difference:.3%}"
+        )
     if config.push_to_hub:
         print(f"uploaded to {push_folder(config.output, config.push_to_hub)}")
 
 
-def _merge(config: MergeConfig, identity: dict[str, object], checks: list[tuple[Image.Image, list[Message]]]) -> None:
+def _merge(
+    config: MergeConfig, identity: dict[str, object], checks: list[tuple[Image.Image, list[Message]]]
+) -> Agreement:
     dtype, device = DTYPES[config.dtype], choose_device(config.device)
     adapted = load_llava_ial(config.model, base=config.base, device=device, merge=False)
     loaded = load_llava_ial(config.model, base=config.base)
@@ -92,10 +112,26 @@ def _merge(config: MergeConfig, identity: dict[str, object], checks: list[tuple[
     agreement = compare(adapted.model, merged, prompts, pixels, max_new_tokens=config.max_new_tokens)
     refuse_disagreement(agreement, dtype)
     publish_merged(config.output, config.model, identity, agreement)
-    print(
-        f"{config.output}: merged in {config.dtype}; {agreement.num_same_answers} of {agreement.num_answers} answers "
-        f"are the same, logits differ by at most {agreement.logit_difference:.3%}"
-    )
+    return agreement
+
+
+def _merge_image_text(
+    config: MergeConfig, identity: dict[str, object], checks: list[tuple[Image.Image, list[Message]]]
+) -> Agreement:
+    """The same for a base but LLaVA-1.5, which keeps its own processor and answers by ``transformers``' own way."""
+    dtype, device = DTYPES[config.dtype], choose_device(config.device)
+    save_image_text_merged(config.output, config.model, load_adapted(config.model, base=config.base), dtype)
+    adapted = _on(load_adapted(config.model, base=config.base, merge=False), device)
+    merged = _on(open_image_text_merged(config.output, dtype), device)
+    asked = [AskedPhoto(photo, [as_parts(message) for message in messages]) for photo, messages in checks]
+    agreement = compare_image_text(adapted, merged, asked, max_new_tokens=config.max_new_tokens)
+    refuse_disagreement(agreement, dtype)
+    publish_image_text_merged(config.output, config.model, identity, agreement)
+    return agreement
+
+
+def _on(loaded: LoadedImageText, device: str) -> LoadedImageText:
+    return LoadedImageText(loaded.model.to(device).eval(), loaded.processor)
 
 
 def _checks(config: MergeConfig) -> list[tuple[Image.Image, list[Message]]]:

@@ -45,7 +45,7 @@ def render_dialogue(processor: Any, messages: Sequence[Message], name: str = "")
         UserError: No dialogue about one photo, or a template that does not go on where its prompt ends.
     """
     validate_messages(messages, name)
-    turns = [_as_parts(message) for message in messages]
+    turns = [as_parts(message) for message in messages]
     text: str = processor.apply_chat_template(turns, tokenize=False)
     spans = []
     for position in range(1, len(turns), 2):
@@ -113,8 +113,8 @@ class ImageTextCollator:
         return batch | {"labels": labels}
 
 
-def _as_parts(message: Message) -> dict[str, Any]:
-    """The photo first, then the words, as templates take them."""
+def as_parts(message: Message) -> dict[str, Any]:
+    """A message in the form that chat templates take: the photo first, then the words."""
     text = message.content.replace(IMAGE_TOKEN, "").strip()
     image = [{"type": "image"}] if IMAGE_TOKEN in message.content else []
     return {"role": message.role, "content": [*image, {"type": "text", "text": text}]}

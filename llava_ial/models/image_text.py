@@ -1,6 +1,7 @@
 """Image-text models of ``transformers`` beside LLaVA-1.5, tuned with the tower that they came with."""
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +13,22 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from llava_ial.errors import UserError
-from llava_ial.manifest import file_hash, publish_manifest, write_text
+from llava_ial.manifest import file_hash, publish_manifest, read_manifest, write_text
 from llava_ial.models.llava import PROJECTORS, LoraSettings
+from llava_ial.models.llava_folder import base_hash, verify_part
 from llava_ial.models.llava_original import is_original
 
 KIND = "image_text_adapter"
 LORA_TARGETS = r".*\b(language_model|text_model)\b.*\.(q_proj|k_proj|v_proj|o_proj|gate_proj|up_proj|down_proj)"
 _ADAPTER = "adapter_model.safetensors"
+
+
+@dataclass(frozen=True)
+class LoadedImageText:
+    """A model ready to answer, and the processor that makes its inputs."""
+
+    model: Any
+    processor: Any
 
 
 def model_type(base: str) -> str:
@@ -112,3 +122,25 @@ def save_image_text(
         folder, KIND, config, parents=parents, base=os.path.relpath(base, folder) if is_local else base,
         base_is_local=is_local, base_hash=parents["base"], adapter_hash=file_hash(folder / _ADAPTER),
     )  # fmt: skip
+
+
+def load_adapted(folder: Path, *, base: str | None = None, merge: bool = True) -> LoadedImageText:
+    """Opens a folder of ``save_image_text`` and verifies base and adapter against its manifest.
+
+    Args:
+        folder: Output or checkpoint of stage 2.
+        base: Where the base is now, if it was moved since.
+        merge: Add LoRA to the weights in memory; else it stays beside them.
+
+    Raises:
+        UserError: A part is missing or is not the one that was trained.
+    """
+    manifest = read_manifest(folder, KIND)
+    where = base or (str((folder / manifest["base"]).resolve()) if manifest["base_is_local"] else manifest["base"])
+    if manifest["base_is_local"] and not Path(where).is_dir():
+        raise UserError(f"{folder}: its base model is not at {where}; name its folder with --base")
+    verify_part(folder, "base model", base_hash(where), manifest["base_hash"])
+    verify_part(folder, "adapter", file_hash(folder / _ADAPTER), manifest["adapter_hash"])
+    adapted = PeftModel.from_pretrained(load_image_text(where, dtype=torch.float32)[0], folder)
+    model = adapted.merge_and_unload() if merge else adapted.get_base_model()
+    return LoadedImageText(model.eval(), AutoProcessor.from_pretrained(folder, backend="pil"))
