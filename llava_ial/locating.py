@@ -14,7 +14,7 @@ from transformers import AutoImageProcessor, AutoTokenizer, BaseImageProcessor, 
 from llava_ial.address import Address
 from llava_ial.calibration import Calibration, load_calibration
 from llava_ial.data.images import load_photo, upright_rgb
-from llava_ial.data.views import views_of
+from llava_ial.data.views import ONE, views_of
 from llava_ial.errors import UserError
 from llava_ial.hints import HintSettings, format_hint
 from llava_ial.manifest import file_hash, read_manifest
@@ -44,7 +44,7 @@ class Encoder:
 
     Attributes:
         gallery_embeddings: ``(C, D)``, length one, of the candidates' texts.
-        num_views: Of a photo, see ``llava_ial.data.views``.
+        views: Of a photo, see ``llava_ial.data.views``.
         memory: Of the training photos, which are candidates' witnesses beside the texts; None for none.
     """
 
@@ -54,7 +54,7 @@ class Encoder:
     calibration: Calibration | None
     gallery: list[GalleryRecord]
     gallery_embeddings: torch.Tensor
-    num_views: int = 1
+    views: str = ONE
     memory: PhotoMemory | None = None
 
 
@@ -164,11 +164,9 @@ class Locator:
     def photo_features(self, photos: Sequence[Photo]) -> torch.Tensor:
         """``(N, D)`` float32 of length one."""
         encoder = self._encoder
-        views = [view for photo in photos for view in views_of(_opened(photo), encoder.num_views)]
+        views = [view for photo in photos for view in views_of(_opened(photo), encoder.views)]
         pixels = photo_pixels(views, encoder.image_processor).to(encoder.gallery_embeddings.device)
-        if encoder.num_views == 1:
-            return encoder.model.encode_images(pixels).float()
-        return encoder.model.encode_views(pixels.reshape(len(photos), encoder.num_views, *pixels.shape[1:])).float()
+        return encoder.model.encode_views(pixels.reshape(len(photos), -1, *pixels.shape[1:])).float()
 
     @torch.no_grad()
     def text_cosines(self, texts: Sequence[str]) -> torch.Tensor:
@@ -203,7 +201,7 @@ def load_encoder(folder: Path, device: str) -> Encoder:
         load_calibration(folder, manifest),
         gallery,
         embeddings,
-        int(manifest.get("views", 1)),
+        str(manifest.get("views", ONE)),
         _load_memory(folder, manifest, device),
     )
 

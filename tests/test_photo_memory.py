@@ -89,8 +89,8 @@ def test_a_memory_comes_back_from_its_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize("size", [(200, 100), (100, 200), (100, 100), (1, 1)])
 def test_views_are_the_photo_and_squares_at_its_edges(size: tuple[int, int]) -> None:
     photo = Image.linear_gradient("L").resize(size).convert("RGB")
-    assert views_of(photo, 1) == [photo]
-    whole, left, right = views_of(photo, 3)
+    assert views_of(photo, "1") == [photo]
+    whole, left, right = views_of(photo, "3")
     side = max(1, round(PART * min(size)))
     assert whole is photo
     assert left.size == right.size == (side, side)
@@ -121,7 +121,7 @@ def test_features_are_the_mean_of_the_views(remembering: tuple[Path, Path]) -> N
     encoder = predictor._encoder
     single = [
         encoder.model.encode_images(encoder.image_processor([view], return_tensors="pt")["pixel_values"])[0]
-        for view in views_of(load_photo(file), 3)
+        for view in views_of(load_photo(file), "3")
     ]
     expected = normalize(torch.stack(single).mean(dim=0), dim=0)
     torch.testing.assert_close(predictor.photo_features([file])[0], expected, atol=1e-5, rtol=0)
@@ -150,7 +150,7 @@ def test_another_memory_is_refused(remembering: tuple[Path, Path], tmp_path: Pat
 
 
 def test_wrong_options_are_told(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"--views 2: allowed: 1, 3"):
+    with pytest.raises(UserError, match=r"--views 2: allowed: 1, 3, pad"):
         start_stage1(tmp_path, views=2)
     with pytest.raises(UserError, match="--memory_weight -1"):
         start_stage1(tmp_path, memory_weight=-1.0)

@@ -28,6 +28,7 @@ from transformers import AutoImageProcessor, AutoTokenizer
 from llava_ial.config import parse_config, save_config
 from llava_ial.data.clip import ClipExample, clip_examples
 from llava_ial.data.dataset import IALDataset
+from llava_ial.data.views import ONE
 from llava_ial.errors import UserError, run_command
 from llava_ial.evaluation.locate import PhotoFeatures, address_ranks, encode_photos
 from llava_ial.evaluation.retrieval import retrieval_metrics, street_classes, street_ranks, sub_street_ranks
@@ -196,7 +197,7 @@ class Ablation:
             (Path(model) / MANIFEST).read_text(encoding="utf-8")
         )
         trained = load_encoder(Path(model), "cpu") if is_trained else None
-        encoder, photos = self._encode(model, self.rows, trained.num_views if trained else 1)
+        encoder, photos = self._encode(model, self.rows, trained.views if trained else ONE)
         texts = encoder.embed_texts(
             [record.verbose for record in self.dataset.gallery], AutoTokenizer.from_pretrained(model)
         )
@@ -222,13 +223,11 @@ class Ablation:
             gallery_bytes=known.features.nbytes + known.address_id.nbytes, query_milliseconds=milliseconds,
         )  # fmt: skip
 
-    def _encode(self, model: str, rows: list[ClipExample], num_views: int = 1) -> tuple[AddressCLIP, PhotoFeatures]:
+    def _encode(self, model: str, rows: list[ClipExample], views: str = ONE) -> tuple[AddressCLIP, PhotoFeatures]:
         encoder = AddressCLIP(load_dual_encoder(str(Path(model).resolve()) if Path(model).is_dir() else model)).eval()
         image_processor = AutoImageProcessor.from_pretrained(model, backend="pil")
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        photos = encode_photos(
-            encoder.to(device), rows, image_processor, device=device, batch_size=64, num_views=num_views
-        )
+        photos = encode_photos(encoder.to(device), rows, image_processor, device=device, batch_size=64, views=views)
         if len(photos.row) < len(rows):
             raise UserError(f"{len(rows) - len(photos.row)} photos cannot be read: a comparison needs the same for all")
         return encoder.cpu(), photos.map(torch.Tensor.cpu)

@@ -7,11 +7,11 @@ what could not be read and why. A city has fewer addresses than a batch has phot
 ``caption_*``, ``street_*`` and ``neighbourhood_*`` likewise.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from PIL import Image
@@ -19,14 +19,15 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 
-from llava_ial.data.augmentation import Augmentation
 from llava_ial.data.dataset import IALDataset
 from llava_ial.data.images import load_photo
 from llava_ial.data.pixels import PhotoPixels
-from llava_ial.data.views import views_of
+from llava_ial.data.views import ONE, views_of
 from llava_ial.errors import UserError
 from llava_ial.geo import GeoPoint, LocalFrame
 
+# A photo and a generator to draw from, to another photo.
+PhotoChange: TypeAlias = Callable[[Image.Image, torch.Generator], Image.Image]
 # Photos are decoded at no less than this multiple of the model's input side, so that a crop still fills it.
 _DRAFT_MARGIN = 2
 # So many broken photos in a row are no accident.
@@ -97,12 +98,12 @@ class ClipPhotos(Dataset[dict[str, Any]]):
     Args:
         examples: Rows.
         image_processor: A Pillow-backed processor of ``transformers``.
-        augmentation: None for validation.
+        augmentation: What a photo goes through, with the draws that belong to its position; None for validation.
         seed: Of the augmentation.
         fast_decoding: Let JPEGs be decoded at a fraction of their size where the model sees no more of it.
         replace_broken: Put another photo, drawn by seed and position, where one cannot be read, and name it; otherwise
             the item has an ``error``.
-        num_views: With more than one ``pixel_values`` are ``(V, 3, H, W)``, see ``llava_ial.data.views``.
+        views: See ``llava_ial.data.views``; with more than one ``pixel_values`` are ``(V, 3, H, W)``.
     """
 
     def __init__(
@@ -110,11 +111,11 @@ class ClipPhotos(Dataset[dict[str, Any]]):
         examples: Sequence[ClipExample],
         image_processor: BaseImageProcessor,
         *,
-        augmentation: Augmentation | None = None,
+        augmentation: PhotoChange | None = None,
         seed: int = 0,
         fast_decoding: bool = False,
         replace_broken: bool = False,
-        num_views: int = 1,
+        views: str = ONE,
     ) -> None:
         self.examples = examples
         self._pixels = PhotoPixels(image_processor)
@@ -122,7 +123,7 @@ class ClipPhotos(Dataset[dict[str, Any]]):
         self._seed = seed
         self._min_side = _DRAFT_MARGIN * input_side(image_processor) if fast_decoding else None
         self._replace_broken = replace_broken
-        self._num_views = num_views
+        self._views = views
         self._decoded: dict[Path, Image.Image] = {}
 
     def __len__(self) -> int:
@@ -143,8 +144,8 @@ class ClipPhotos(Dataset[dict[str, Any]]):
                 continue
             if self._augmentation is not None:
                 photo = self._augmentation(photo, generator)
-            views = [self._pixels(view) for view in views_of(photo, self._num_views)]
-            pixels = views[0] if self._num_views == 1 else torch.stack(views)
+            views = [self._pixels(view) for view in views_of(photo, self._views)]
+            pixels = views[0] if len(views) == 1 else torch.stack(views)
             return {"example": example, "broken": broken, "pixel_values": pixels}
         return {"example": self.examples[position % len(self)], "broken": broken, "error": error}
 

@@ -8,11 +8,13 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from llava_ial.data.clip import ClipExample, ClipPhotos
+from llava_ial.data.clip import ClipExample, ClipPhotos, PhotoChange
+from llava_ial.data.dataset import IALDataset
+from llava_ial.data.views import ONE
 from llava_ial.distributed import is_main_process
 from llava_ial.evaluation.retrieval import street_ranks, sub_street_ranks
 from llava_ial.models.address_clip import AddressCLIP
-from llava_ial.models.photo_memory import PhotoMemory
+from llava_ial.models.photo_memory import PhotoMemory, panorama_key
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,8 @@ def encode_photos(
     device: torch.device,
     batch_size: int,
     num_workers: int = 0,
-    num_views: int = 1,
+    views: str = ONE,
+    change: PhotoChange | None = None,
 ) -> PhotoFeatures:
     """Features of all photos that can be read, in their order; of the others a warning is printed.
 
@@ -56,10 +59,11 @@ def encode_photos(
         device: Where the model is.
         batch_size: Photos at a time.
         num_workers: Processes that decode.
-        num_views: Of each photo, see ``llava_ial.data.views``.
+        views: Of each photo, see ``llava_ial.data.views``.
+        change: Made to each photo first.
     """
     loader = DataLoader(
-        ClipPhotos(examples, image_processor, num_views=num_views),
+        ClipPhotos(examples, image_processor, augmentation=change, views=views),
         batch_size=batch_size,
         collate_fn=list,
         num_workers=num_workers,
@@ -74,8 +78,7 @@ def encode_photos(
             if "error" in item:
                 tqdm.write(f"not measured: {item['error']}")
         if pixels := [item["pixel_values"] for item in items if "error" not in item]:
-            encode = model.encode_images if num_views == 1 else model.encode_views
-            rows.append(encode(torch.stack(pixels).to(device)).float())
+            rows.append(model.encode_views(torch.stack(pixels).to(device)).float())
     model.train(was_training)
     row = torch.tensor(found, dtype=torch.bool).nonzero().flatten()
     known = [examples[i] for i in row.tolist()]
@@ -85,6 +88,20 @@ def encode_photos(
         torch.tensor([example.address_id for example in known], dtype=torch.int64, device=device),
         torch.tensor([example.xy_m for example in known], device=device).reshape(-1, 2),
     )
+
+
+def remember(dataset: IALDataset, photos: PhotoFeatures, *, weight: float, sharpness: float) -> PhotoMemory:
+    """The training photos as a memory.
+
+    Args:
+        dataset: Whose split ``train`` was encoded.
+        photos: Of that split.
+        weight, sharpness: As of ``PhotoMemory``.
+    """
+    samples = dataset.samples("train")
+    keys = [panorama_key(sample.photo.panorama_id or sample.photo.image_id) for sample in samples]
+    panoramas = torch.tensor(keys, device=photos.row.device)[photos.row]
+    return PhotoMemory(photos.features, photos.address_id, panoramas, weight, sharpness)
 
 
 def address_ranks(

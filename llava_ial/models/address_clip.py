@@ -80,8 +80,12 @@ class AddressCLIP(nn.Module):
         return normalize(features, dim=-1)
 
     def encode_views(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """``(B, V, 3, H, W)``, several views of each photo, to ``(B, D)``: their mean, of length one."""
+        """``(B, V, 3, H, W)``, views of each photo, or ``(B, 3, H, W)``, to ``(B, D)``: their mean, of length one."""
+        if pixel_values.ndim == 4:
+            return self.encode_images(pixel_values)
         features = self.encode_images(pixel_values.flatten(0, 1))
+        if pixel_values.shape[1] == 1:
+            return features
         return normalize(features.reshape(*pixel_values.shape[:2], -1).mean(dim=1), dim=-1)
 
     def encode_texts(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase
 
 from llava_ial.data.dataset import IALDataset
+from llava_ial.data.views import ONE
 from llava_ial.errors import UserError
 from llava_ial.manifest import file_hash, publish_manifest, write_json, write_text
 from llava_ial.models.address_clip import DualEncoder, save_tokenizer
@@ -101,7 +102,7 @@ class ClipFolderWriter:
             base=base,
             tower_hash=tower_hash(clip.vision_model),
             gallery_hash=self.dataset.gallery_hash,
-            views=self.identity.get("views", 1),
+            views=self.identity.get("views", ONE),
             **remembered,
             metrics=metrics,
             step=step,

@@ -3,16 +3,15 @@
 from dataclasses import replace
 from functools import partial
 
-import torch
-
 from llava_ial import distributed
+from llava_ial.data.views import ONE
 from llava_ial.errors import UserError
 from llava_ial.evaluation.feature_space import alignment, distance_correlation, uniformity
-from llava_ial.evaluation.locate import PhotoFeatures, address_ranks, encode_photos
+from llava_ial.evaluation.locate import PhotoFeatures, address_ranks, encode_photos, remember
 from llava_ial.evaluation.retrieval import retrieval_metrics, street_classes
 from llava_ial.evaluation.wordings import TRAINED, UNTRAINED, gallery_texts
 from llava_ial.models.address_clip import AddressCLIP
-from llava_ial.models.photo_memory import PhotoMemory, panorama_key
+from llava_ial.models.photo_memory import PhotoMemory
 from llava_ial.training.clip_run import ClipRun
 
 # Pairs grow with the square; so many photos, evenly over a split, say enough of the space.
@@ -61,7 +60,7 @@ def measure_located(run: ClipRun, model: AddressCLIP, memory: PhotoMemory | None
     streets = street_classes([record.address.street_key for record in run.dataset.gallery])
     found = {}
     for split in run.settings.eval_splits:
-        photos = features_of_split(run, split, model=model, num_views=run.settings.views)
+        photos = features_of_split(run, split, model=model, views=run.settings.views)
         found[split] = retrieval_metrics(*address_ranks(photos, gallery, streets, memory=memory))
     return found
 
@@ -71,31 +70,19 @@ def remember_photos(run: ClipRun, model: AddressCLIP) -> PhotoMemory | None:
     settings = run.settings
     if not settings.memory_weight:
         return None
-    photos = features_of_split(run, "train", model=model, num_views=settings.views)
-    panorama_of = {
-        sample.photo.image_id: sample.photo.panorama_id or sample.photo.image_id
-        for sample in run.dataset.samples("train")
-    }
-    keys = [panorama_key(panorama_of[example.image_id]) for example in run.examples["train"]]
-    return PhotoMemory(
-        photos.features,
-        photos.address_id,
-        torch.tensor(keys, device=photos.features.device)[photos.row],
-        settings.memory_weight,
-        settings.memory_sharpness * model.logit_scale,
-    )
+    photos = features_of_split(run, "train", model=model, views=settings.views)
+    sharpness = settings.memory_sharpness * model.logit_scale
+    return remember(run.dataset, photos, weight=settings.memory_weight, sharpness=sharpness)
 
 
-def features_of_split(
-    run: ClipRun, split: str, *, model: AddressCLIP | None = None, num_views: int = 1
-) -> PhotoFeatures:
+def features_of_split(run: ClipRun, split: str, *, model: AddressCLIP | None = None, views: str = ONE) -> PhotoFeatures:
     """All photos of a split on every process, each encoded by one of them."""
     examples, rank, world = run.examples[split], distributed.rank(), distributed.world_size()
     own = distributed.run_on_every_process(
         partial(
             encode_photos, model or run.published_model(), examples[rank::world], run.image_processor,
             device=run.accelerator.device, batch_size=max(1, run.settings.batch_size // world),
-            num_workers=run.settings.num_workers, num_views=num_views,
+            num_workers=run.settings.num_workers, views=views,
         )
     )  # fmt: skip
     own = replace(own, row=rank + world * own.row)

@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from llava_ial import distributed
 from llava_ial.config import save_config
+from llava_ial.data.views import ONE
 from llava_ial.errors import UserError
 from llava_ial.manifest import FolderState, claim_folder, read_manifest, write_json
 from llava_ial.models.address_clip import AddressCLIP, DualEncoder, load_dual_encoder
@@ -105,14 +106,14 @@ def finish(run: ClipRun, num_steps: int) -> None:
         clip, step = load_dual_encoder(str(best.resolve())), int(run.best["step"])
         run.metrics = read_manifest(best, KIND)["metrics"]
     memory = None
-    if settings.views > 1 or settings.memory_weight:
+    if settings.views != ONE or settings.memory_weight:
         model = AddressCLIP(clip).to(run.accelerator.device) if clip else run.published_model()
         memory = distributed.run_on_every_process(partial(remember_photos, run, model))
         for split, found in measure_located(run, model, memory).items():
             plain = {PLAIN + name: value for name, value in run.metrics[split].items() if "@" in name and name in found}
             run.metrics[split] = run.metrics[split] | plain | found
             shown = "  ".join(f"{name} {found[name]:.2%}" for name in found if "@" in name)
-            say(f"{split}, by {settings.views} view(s){' and the training photos' if memory else ''}: {shown}")
+            say(f"{split}, views '{settings.views}'{' and the training photos' if memory else ''}: {shown}")
     output, seconds = run.settings.output, time.monotonic() - run.started
     if distributed.is_main_process():
         images = num_steps * run.global_batch_size

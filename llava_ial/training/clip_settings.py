@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_ial.data.augmentation import Augmentation
-from llava_ial.data.views import NUM_VIEWS
+from llava_ial.data.views import ONE, VIEWS
 from llava_ial.errors import UserError
 from llava_ial.models.clip_parts import LOCKED, LORA, TUNED
 from llava_ial.models.losses import GEOGRAPHY_READINGS, POSITIVES, LossWeights
@@ -18,7 +18,7 @@ PAPER: dict[str, Any] = {
     "warmup_steps": 0, "address_weight": 1.0, "caption_weight": 0.2, "geography_weight": 0.8, "street_weight": 0.0,
     "neighbourhood_weight": 0.0, "positives": "paper", "geography_reading": "stated", "max_per_address": 0,
     "image_rate_factor": 1.0, "text_rate_factor": 1.0, "layer_decay": 1.0, "image_tower": TUNED, "text_tower": TUNED,
-    "ema_decay": 0.0, "views": 1, "memory_weight": 0.0,
+    "ema_decay": 0.0, "views": ONE, "memory_weight": 0.0,
 }  # fmt: skip
 
 # These say where things lie and how fast it goes, not what comes out: a run may be resumed with others. The inputs
@@ -123,9 +123,12 @@ class ClipSettings:
         default=0, metadata={"help": "decoded training photos that each process keeps, 3 bytes a pixel; 0 keeps none"}
     )
 
-    views: int = field(
-        default=1,
-        metadata={"help": "views of a photo that is located, their features averaged: 1, or 3 with its left and right"},
+    views: str = field(
+        default=ONE,
+        metadata={
+            "help": "what is seen of a photo that is located: 1 (its middle square), 3 (its left and right, too, the "
+            "features averaged) or pad (the whole on a square)"
+        },
     )
     memory_weight: float = field(
         default=0.0,
@@ -234,7 +237,7 @@ class ClipSettings:
             bool(self.loss_weights.text_kinds), "address_weight", self.address_weight,
             "above 0, where no other loss with texts has a weight",
         )  # fmt: skip
-        _require(self.views in NUM_VIEWS, "views", self.views, ", ".join(map(str, NUM_VIEWS)))
+        _require(self.views in VIEWS, "views", self.views, ", ".join(VIEWS))
         _require(self.mixed_precision in ("no", "bf16"), "mixed_precision", self.mixed_precision, "no, bf16")
         for split in self.eval_splits:
             _require(split in SPLIT_NAMES, "eval_splits", split, ", ".join(SPLIT_NAMES))
