@@ -20,12 +20,13 @@ from llava_ial.manifest import read_manifest
 from llava_ial.models.closed_list import ChoiceScores, TokenTree, score_choices
 from llava_ial.models.greedy import encode_prefixes, end_token, greedy_tokens, image_features, split_prompt
 from llava_ial.models.llava import ADDRESS_CLIP_KIND
-from llava_ial.models.llava_folder import ADDRESS_CLIP, LoadedLlava, load_llava_ial
+from llava_ial.models.llava_folder import ADDRESS_CLIP, ENCODER_PARTS, LoadedLlava, load_llava_ial
 from llava_ial.models.llava_folder import KIND as LLAVA_IAL_KIND
 from llava_ial.models.llava_merged import KIND as MERGED_KIND
 from llava_ial.models.llava_merged import load_merged
 from llava_ial.models.running_batch import RunningBatch
 from llava_ial.models.shared_prefix import Prefixes
+from llava_ial.photo_groups import identity_of, whole_photos
 
 __all__ = ["LENGTH", "MAX_NEW_TOKENS", "STOP", "AddressPredictor", "Answer", "Asked", "Candidate", "Photo"]
 
@@ -102,7 +103,7 @@ class AddressPredictor(Locator):
             return cls(load_encoder(folder, device), None)
         encoder = load_encoder(folder / ADDRESS_CLIP, device)
         inner = read_manifest(folder / ADDRESS_CLIP, ADDRESS_CLIP_KIND)
-        for name in ("tower_hash", "gallery_hash"):
+        for name in ENCODER_PARTS:
             if inner.get(name) != manifest.get(name):
                 raise UserError(
                     f"{folder}: {name} of its {ADDRESS_CLIP}/ differs from its own; it holds another encoder than the "
@@ -136,9 +137,9 @@ class AddressPredictor(Locator):
 
     def _hints(self, photos: Sequence[Photo]) -> list[str]:
         """One for each, every photo looked at once."""
-        shown = {_identity(photo): photo for photo in photos}
+        shown = {identity_of(photo): photo for photo in photos}
         hint_of = dict(zip(shown, self.own_hints(list(shown.values())), strict=True))
-        return [hint_of[_identity(photo)] for photo in photos]
+        return [hint_of[identity_of(photo)] for photo in photos]
 
     def answer(self, messages: Sequence[Message], photo: Photo, *, max_new_tokens: int = MAX_NEW_TOKENS) -> Answer:
         """The answer to the last message of a dialogue about a photo."""
@@ -173,8 +174,8 @@ class AddressPredictor(Locator):
         pairs = zip(dialogues, told, strict=True)
         prompts = [self._prompt_ids(messages, max_new_tokens, hint) for messages, hint in pairs]
         answers: dict[int, Answer] = {}
-        for group in _whole_photos(photos, batch_size):
-            shown = {_identity(photos[i]): photos[i] for i in group}
+        for group in whole_photos(photos, batch_size, _BATCHES_TOGETHER * batch_size):
+            shown = {identity_of(photos[i]): photos[i] for i in group}
             place = {photo: k for k, photo in enumerate(shown)}
             prefixes = self._prefixes(shown, prompts[group[0]])
             for start in range(0, len(group), _BATCHES_TOGETHER * batch_size):
@@ -182,7 +183,7 @@ class AddressPredictor(Locator):
                 steps = greedy_tokens(
                     llava.model,
                     prefixes,
-                    [place[_identity(photos[i])] for i in rows],
+                    [place[identity_of(photos[i])] for i in rows],
                     [split_prompt(llava.model, prompts[i])[1] for i in rows],
                     max_new_tokens=max_new_tokens,
                     at_a_time=batch_size,
@@ -210,7 +211,7 @@ class AddressPredictor(Locator):
         told = self._hints(photos) if hints is None else hints
         prompts = [self._prompt_ids(messages, 0, hint) for messages, hint in zip(dialogues, told, strict=True)]
         scores: dict[int, ChoiceScores] = {}
-        for group in _whole_photos(photos, 1):
+        for group in whole_photos(photos, 1, 1):
             prefixes = self._prefixes({0: photos[group[0]]}, prompts[group[0]])
             for i in group:
                 question = split_prompt(llava.model, prompts[i])[1]
@@ -338,28 +339,3 @@ def choose_device(name: str) -> str:
 def choose_dtype(device: str) -> torch.dtype:
     """Of LLaVA's weights if nobody says otherwise."""
     return torch.float32 if torch.device(device).type == "cpu" else torch.bfloat16
-
-
-def _identity(photo: Photo) -> object:
-    return photo if isinstance(photo, Path) else id(photo)
-
-
-def _whole_photos(photos: Sequence[Photo], batch_size: int) -> Iterator[list[int]]:
-    """Rows in groups that hold all rows of a photo or none.
-
-    A group has some batches, so that rows of similar length find each other, and at most ``batch_size`` photos, whose
-    keys and values are in memory together.
-    """
-    rows_of: dict[object, list[int]] = {}
-    for row, photo in enumerate(photos):
-        rows_of.setdefault(_identity(photo), []).append(row)
-    group: list[int] = []
-    num_photos = 0
-    for rows in rows_of.values():
-        group += rows
-        num_photos += 1
-        if num_photos == batch_size or len(group) >= _BATCHES_TOGETHER * batch_size:
-            yield group
-            group, num_photos = [], 0
-    if group:
-        yield group

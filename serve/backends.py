@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from PIL import Image
 from transformers.utils import logging as transformers_logging
@@ -84,7 +84,7 @@ def as_backend(predictor: AddressPredictor, config: EvaluateConfig) -> Backend:
     if predictor.can_answer:
         hints_of = open_hints(predictor, config)
         if config.answers == FREE:
-            ask = _asks_with_hints(predictor, config, hints_of)
+            ask = _asks(predictor, config, hints_of)
         else:
             ask = ClosedAnswers(
                 predictor,
@@ -104,32 +104,22 @@ class _Answerer(Protocol):
         *,
         batch_size: int,
         max_new_tokens: int,
+        **told: Any,
     ) -> Sequence[Answer | Failure]:
         """One answer, or why there is none, for each dialogue, in order."""
 
 
-def _asks(model: _Answerer, config: EvaluateConfig) -> Ask:
-    """Free text in answer to each question."""
+def _asks(model: _Answerer, config: EvaluateConfig, hints_of: HintsOf | None = None) -> Ask:
+    """Free text in answer to each question, after the hints that a model takes."""
 
     def ask(questions: Sequence[Question], photos: Sequence[Image.Image]) -> Sequence[Answer | Failure]:
+        told = {} if hints_of is None else {"hints": hints_of(questions, photos)}
         return model.answer_batch(
             [question.messages for question in questions],
             photos,
             batch_size=config.batch_size,
             max_new_tokens=config.max_new_tokens,
-        )
-
-    return ask
-
-
-def _asks_with_hints(predictor: AddressPredictor, config: EvaluateConfig, hints_of: HintsOf) -> Ask:
-    def ask(questions: Sequence[Question], photos: Sequence[Image.Image]) -> Sequence[Answer | Failure]:
-        return predictor.answer_batch(
-            [question.messages for question in questions],
-            photos,
-            batch_size=config.batch_size,
-            max_new_tokens=config.max_new_tokens,
-            hints=hints_of(questions, photos),
+            **told,
         )
 
     return ask

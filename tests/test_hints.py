@@ -214,8 +214,8 @@ def test_an_evaluation_without_hints_or_with_other_photos(
     assert sorted(told["own"]) == sorted(own.values())
     assert set(told["none"]) == {""}
     assert sorted(told["shuffled"]) == sorted(own.values())
-    assert all(hint != own[name] or list(own.values()).count(hint) > 1
-               for name, hint in zip(sorted(own), told["shuffled"], strict=False))  # fmt: skip
+    changed = sum(first != other for first, other in zip(told["own"], told["shuffled"], strict=True))
+    assert changed >= 0.75 * len(own), "another photo's, though it may say the same"
 
 
 def test_what_cannot_be_asked_is_refused(tiny_folders: TinyFolders, tmp_path: Path) -> None:

@@ -41,6 +41,8 @@ from llava_ial.models.tuned_tower import named_as_plain
 
 KIND = "llava_ial"
 ADDRESS_CLIP = "address_clip"
+# Of the encoder's manifest; they stand in that of every model with it, too. Without a memory its hash is None.
+ENCODER_PARTS = ("tower_hash", "gallery_hash", "memory_hash")
 _ADAPTER = "adapter_model.safetensors"
 _SAVED_MODULES = (f".{TOWER}.", f".{PROJECTOR}.")  # in the names of the adapter file
 
@@ -140,18 +142,14 @@ def save_llava_ial(
     stage1 = read_manifest(folder / ADDRESS_CLIP, ADDRESS_CLIP)
     tuned = {"tuned_tower_hash": _tower_hash_of(state_dict)} if is_tower_tuned else {}
     projector_hash = _check_adapter(folder, tuned.get("tuned_tower_hash", stage1["tower_hash"]))
-    local = Path(base).is_dir()
     publish_manifest(
         folder,
         KIND,
         config,
         parents=parents,
-        base=os.path.relpath(base, folder) if local else base,
-        base_is_local=local,
-        base_hash=(parents or {}).get("base") or base_hash(base),
-        tower_hash=stage1["tower_hash"],
+        **_reference(base, folder, (parents or {}).get("base")),
+        **{name: stage1.get(name) for name in ENCODER_PARTS},
         **tuned,
-        gallery_hash=stage1["gallery_hash"],
         adapter_hash=file_hash(folder / _ADAPTER),
         chat_template_hash=chat_template_hash(),
         vision_feature_layer=llava_config.vision_feature_layer,
@@ -159,6 +157,13 @@ def save_llava_ial(
         projector_hash=projector_hash,
         hints=asdict(hints) if hints else None,
     )
+
+
+def _reference(base: str, folder: Path, known_hash: str | None) -> dict[str, Any]:
+    """A base as a manifest in ``folder`` names it."""
+    local = Path(base).is_dir()
+    named = os.path.relpath(base, folder) if local else base
+    return {"base": named, "base_is_local": local, "base_hash": known_hash or base_hash(base)}
 
 
 def copy_llava_ial(source: Path, target: Path) -> None:

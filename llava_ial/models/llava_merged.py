@@ -14,7 +14,14 @@ from llava_ial.manifest import MANIFEST, file_hash, publish_manifest, read_manif
 from llava_ial.models.greedy import encode_prefixes, greedy_tokens, image_features, split_prompt
 from llava_ial.models.identity import tower_hash
 from llava_ial.models.llava import TOWER, load_base
-from llava_ial.models.llava_folder import ADDRESS_CLIP, LoadedLlava, base_hash, save_processor, verify_part
+from llava_ial.models.llava_folder import (
+    ADDRESS_CLIP,
+    ENCODER_PARTS,
+    LoadedLlava,
+    base_hash,
+    save_processor,
+    verify_part,
+)
 from llava_ial.models.llava_folder import KIND as LLAVA_IAL_KIND
 from llava_ial.models.quantized import quantization_config
 
@@ -70,8 +77,7 @@ def publish_merged(folder: Path, source: Path, config: dict[str, object], agreem
         weights_hash=base_hash(str(folder)),
         # Of the weights as they are on disk: rounding to 16 bits makes another tower of stage 1's.
         merged_tower_hash=tower_hash(getattr(model.model, TOWER)),
-        **{name: adapted[name] for name in ("tower_hash", "gallery_hash", "chat_template_hash")},
-        hints=adapted.get("hints"),
+        **{name: adapted.get(name) for name in (*ENCODER_PARTS, "chat_template_hash", "hints")},
         logit_difference=round(agreement.logit_difference, 6),
         num_same_answers=agreement.num_same_answers,
         num_answers=agreement.num_answers,

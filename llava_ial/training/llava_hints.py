@@ -87,58 +87,77 @@ def build_hints(locator: Locator, dataset: IALDataset, plan: HintPlan, measured_
             f"--hints {plan.count} needs validation photos, which tell how far to trust the encoder: {error}; "
             "or take --hints 0"
         ) from error
-    train_truth = _true_rows(dataset, locator, "train")
-    panorama_of = {s.photo.image_id: s.photo.panorama_id or s.photo.image_id for s in dataset.samples("train")}
     records = {split: dataset.conversations(split) for split in {"train", "val", measured_split or "val"}}
     features = _embed(locator, dataset, [record for split in sorted(records) for record in records[split]])
-    device = locator.gallery_embeddings.device
-
-    def score(found: torch.Tensor, names: Sequence[str]) -> torch.Tensor:
-        """A photo's own panorama, which the encoder may remember, is no witness for it."""
-        keys = torch.tensor([panorama_key(panorama_of.get(name, name)) for name in names], device=device)
-        return locator.scores(found.to(device), keys).cpu()
-
+    witness = _Witness(locator, dataset)
     val, val_rows, val_names = _labelled(features, val_truth)
-    train, train_rows, train_names = _labelled(features, train_truth)
-    val_scores = score(val, val_names)
+    train, train_rows, train_names = _labelled(features, _true_rows(dataset, locator, "train"))
+    val_scores = witness.scores(val, val_names)
     temperature = fit_temperature((locator.logit_scale * val_scores).double().numpy(), val_rows.numpy())
     settings = HintSettings(plan.count, temperature)
     right_on_val = _right_first(val_scores, val_rows)
-    few = slice(0, _PHOTOS_TO_FIT)
-    rates = _Rates(train, lambda moved: _right_first(score(moved[few], train_names[few]), train_rows[few]), plan.seed)
+    few = slice(None, None, -(-len(train) // _PHOTOS_TO_FIT))  # evenly over the town
+
+    def rate_of(moved: torch.Tensor) -> float:
+        return _right_first(witness.scores(moved[few], train_names[few]), train_rows[few])
+
+    rates = _Rates(train, rate_of, plan.seed)
     noise = rates.noise_for(right_on_val)
-
-    def moved(record: ConversationRecord, image_id: str) -> torch.Tensor:
-        """An embedding as of a photo that stage 1 has not seen."""
-        first, second = _draw(plan.seed, record.conversation_id, "noise").integers(len(train), size=2)
-        known = image_id in train_truth  # photos of elsewhere were not in stage 1
-        return features[image_id] + (noise if known else 0.0) * (train[first] - train[second])
-
-    others = sorted(train_truth)
-    rows, shown_photos, has_hint = [], [], []
-    for record in records["train"]:
-        draw = _draw(plan.seed, record.conversation_id, "which")
-        which, shown = draw.random(), record.image_id
-        if plan.dropout <= which < plan.dropout + plan.shuffled:
-            shown = others[int(draw.integers(len(others)))]
-        rows.append(moved(record, shown))
-        shown_photos.append(shown)
-        has_hint.append(bool(which >= plan.dropout))
-    noisy = functional.normalize(torch.stack(rows), dim=-1)
-    trained = locator.hints_of(score(noisy, shown_photos), settings)
+    shown = [_shown_photo(record, train_names, plan) for record in records["train"]]
+    # Photos of elsewhere were not in stage 1: they are as new to it as they will be.
+    known = set(train_names)
+    moves = [_difference(train, record.conversation_id, plan.seed) for record in records["train"]]
+    sizes = torch.tensor([noise if name in known else 0.0 for name in shown])[:, None]
+    noisy = functional.normalize(torch.stack([features[name] for name in shown]) + sizes * torch.stack(moves), dim=-1)
+    hints = witness.hints(noisy, shown, settings)
     measured = sorted({record.image_id for record in records[measured_split]}) if measured_split else []
-    own = [features[image_id] for image_id in measured]
+    own = witness.hints(torch.stack([features[name] for name in measured]), measured, settings) if measured else []
     return TrainingHints(
         settings,
-        [hint if is_kept else "" for hint, is_kept in zip(trained, has_hint, strict=True)],
-        dict(zip(measured, locator.hints_of(score(torch.stack(own), measured), settings), strict=True)) if own else {},
+        ["" if _has_none(record, plan) else hint for record, hint in zip(records["train"], hints, strict=True)],
+        dict(zip(measured, own, strict=True)),
         noise,
-        (
-            right_on_val,
-            rates.with_noise(0.0),
-            rates.with_noise(noise),
-        ),
+        (right_on_val, rates.with_noise(0.0), rates.with_noise(noise)),
     )
+
+
+class _Witness:
+    """What the encoder says of embeddings of photos; of photos that it remembers without their own panorama."""
+
+    def __init__(self, locator: Locator, dataset: IALDataset) -> None:
+        self._locator = locator
+        samples = dataset.samples("train")
+        self._panorama_of = {s.photo.image_id: s.photo.panorama_id or s.photo.image_id for s in samples}
+
+    def scores(self, features: torch.Tensor, names: Sequence[str]) -> torch.Tensor:
+        """``(N, C)`` on the CPU, of features ``(N, D)`` of the photos named."""
+        device = self._locator.gallery_embeddings.device
+        keys = torch.tensor([panorama_key(self._panorama_of.get(name, name)) for name in names], device=device)
+        return self._locator.scores(features.to(device), keys).cpu()
+
+    def hints(self, features: torch.Tensor, names: Sequence[str], settings: HintSettings) -> list[str]:
+        """One for each photo; the scores of a part of them are in memory at a time."""
+        parts = [slice(start, start + _PHOTOS_TO_FIT) for start in range(0, len(names), _PHOTOS_TO_FIT)]
+        found = [self._locator.hints_of(self.scores(features[part], names[part]), settings) for part in parts]
+        return [hint for part in found for hint in part]
+
+
+def _shown_photo(record: ConversationRecord, others: Sequence[str], plan: HintPlan) -> str:
+    """The photo whose hint a dialogue gets: its own, or for some another one."""
+    draw = _draw(plan.seed, record.conversation_id, "which")
+    if plan.dropout <= draw.random() < plan.dropout + plan.shuffled:
+        return others[int(draw.integers(len(others)))]
+    return record.image_id
+
+
+def _has_none(record: ConversationRecord, plan: HintPlan) -> bool:
+    return bool(_draw(plan.seed, record.conversation_id, "which").random() < plan.dropout)
+
+
+def _difference(train: torch.Tensor, name: str, seed: int) -> torch.Tensor:
+    """Of two random training photos' embeddings, ``(D,)``."""
+    first, second = _draw(seed, name, "noise").integers(len(train), size=2)
+    return train[first] - train[second]
 
 
 def _true_rows(dataset: IALDataset, locator: Locator, split: str) -> dict[str, int]:

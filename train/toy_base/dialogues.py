@@ -70,10 +70,10 @@ def address_dialogues(data_sets: Sequence[Path], seed: int) -> list[list[Message
 def listed(truth: Address, addresses: Sequence[Address], draw: np.random.Generator) -> list[tuple[Address, float]]:
     """Up to ``_MOST_LISTED`` addresses with falling probabilities, and the truth in each place as often as that says.
 
-    Half of the others are of the true street or its neighbourhood, as an encoder's candidates are.
+    Half of the others are of the same neighbourhood, as an encoder's candidates often are.
     """
-    near = [a for a in addresses if a != truth and truth.neighbourhood == a.neighbourhood]
-    far = [address for address in addresses if address != truth]
+    far = [address for address in dict.fromkeys(addresses) if address != truth]
+    near = [address for address in far if address.neighbourhood == truth.neighbourhood]
     count = int(draw.integers(1, min(_MOST_LISTED, len(far) + 1) + 1))
     weights = np.sort(draw.exponential(size=count))[::-1]
     place = int(draw.choice(count, p=weights / weights.sum()))
