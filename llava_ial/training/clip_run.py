@@ -21,6 +21,7 @@ from llava_ial.errors import UserError
 from llava_ial.models.address_clip import AddressCLIP, DualEncoder, load_dual_encoder
 from llava_ial.models.clip_parts import tune_tower
 from llava_ial.models.identity import hash_tensors
+from llava_ial.models.patch_dropout import drop_patches
 from llava_ial.models.text_spread import spread_texts
 from llava_ial.training.clip_settings import ClipSettings
 from llava_ial.training.optim import build_optimizer, rate_factor
@@ -111,6 +112,8 @@ def build_model(clip: DualEncoder, settings: ClipSettings) -> AddressCLIP:
     """The encoder with the parts to train and the ways to save memory and time that were asked for."""
     tune_tower(clip, "image", settings.image_tower, settings.lora_rank)
     tune_tower(clip, "text", settings.text_tower, settings.lora_rank)
+    if settings.patch_dropout:
+        drop_patches(clip.vision_model, settings.patch_dropout)
     if settings.gradient_checkpointing:
         clip.activation_checkpointing_enable()
     if settings.compile:

@@ -114,6 +114,10 @@ class ClipSettings:
     white_balance_jitter: float = field(
         default=0.0, metadata={"help": "largest relative change of red, green and blue, each for itself"}
     )
+    patch_dropout: float = field(
+        default=0.0,
+        metadata={"help": "share of each photo's patches that training leaves out, for example 0.5: faster"},
+    )
     fast_decoding: bool = field(
         default=False,
         metadata={"help": "decode large JPEGs at a fraction of their size: other pixels, several times faster"},
@@ -216,7 +220,7 @@ class ClipSettings:
         for name in not_negative:
             _require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
         _require(0 < self.min_crop_area <= 1, "min_crop_area", self.min_crop_area, "above 0 and at most 1")
-        for name in ("colour_jitter", "white_balance_jitter"):
+        for name in ("colour_jitter", "white_balance_jitter", "patch_dropout"):
             _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "at least 0 and below 1")
         _require(0 < self.layer_decay <= 1, "layer_decay", self.layer_decay, "above 0 and at most 1")
         _require(0 <= self.ema_decay < 1, "ema_decay", self.ema_decay, "at least 0 and below 1")
