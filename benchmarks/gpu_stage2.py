@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 from peft import PeftModel
+from torch.nn import functional
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 from transformers.utils import logging as transformers_logging
 
@@ -237,7 +238,12 @@ def build_batch(case: Case, device: torch.device) -> dict[str, torch.Tensor]:
         labels[:, end - ANSWER_TOKENS : end] = ids[:, end - ANSWER_TOKENS : end]
     side = MODELS[case.model][4]
     pixels = torch.randn(rows, 3, side, side, device=device)
-    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels, "pixel_values": pixels}
+    targets = functional.pad(labels, (0, 1), value=-100)[:, 1:]
+    learned = (targets[0] != -100).nonzero()[:, 0]  # alike in all rows; as in stage 2 no other logits are computed
+    return {
+        "input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels, "pixel_values": pixels,
+        "logits_to_keep": learned, "shift_labels": targets[:, learned],
+    }  # fmt: skip
 
 
 def training_flops(case: Case) -> float:
@@ -251,10 +257,11 @@ def training_flops(case: Case) -> float:
     patches = (side // patch) ** 2 + 1
     tower = layers * (24 * patches * width**2 + 4 * patches**2 * width)
     projector = 3 * 2 * (patches - 1) * (width * text_width + text_width**2)
-    weights = text_layers * (4 * text_width**2 + 3 * text_width * inner) + text_width * vocabulary
+    weights = num_tokens * text_layers * (4 * text_width**2 + 3 * text_width * inner)
+    logits = turns * ANSWER_TOKENS * text_width * vocabulary
     # Causal attention needs half of the square: two products of 2 T^2 / 2 D each, forward and twice back.
     attention = 3 * text_layers * 2 * num_tokens**2 * text_width
-    return (case.batch_size * TURNS // turns) * (tower + projector + 2 * 2 * num_tokens * weights + attention)
+    return (case.batch_size * TURNS // turns) * (tower + projector + 2 * 2 * (weights + logits) + attention)
 
 
 def _wait(device: torch.device) -> None:

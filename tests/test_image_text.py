@@ -28,6 +28,7 @@ from llava_ial.errors import UserError
 from llava_ial.inference import AddressPredictor
 from llava_ial.models.image_text import load_image_text
 from tests.stage2_runs import adapter, assert_same_weights, interrupt, merge_here, train_here
+from tests.test_llava_launch import launch
 from tests.tiny_models import TinyFolders
 from train.toy_base.llava import load_or_train_tokenizer
 
@@ -140,6 +141,18 @@ def test_it_trains_resumes_and_opens_with_peft_and_its_tower_stays(
     assert_same_weights(straight, train_here(tiny_folders, tmp_path / "resumed", **options))
 
 
+@pytest.mark.slow
+def test_two_processes_of_zero_3_train_it_as_one(base: Path, tiny_folders: TinyFolders, tmp_path: Path) -> None:
+    plain = {"base": base, "clip": None, "max_steps": 2, "lora_dropout": 0.0}
+    one = train_here(tiny_folders, tmp_path / "one", per_device_train_batch_size=4, **plain)
+    two = tmp_path / "two"
+    launch(tiny_folders, two, port=29780, deepspeed="train/configs/zero3.json", **plain)
+    ours, theirs = adapter(one), adapter(two)
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        torch.testing.assert_close(ours[name], theirs[name], rtol=1e-3, atol=1e-5)
+
+
 def test_it_merges_into_a_plain_model_that_answers_as_the_adapted_one(
     base: Path, tiny_folders: TinyFolders, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -226,3 +239,17 @@ def test_the_dry_run_shows_the_bases_own_template(
     assert "4 steps of 2 dialogues" in said
     assert "<image>" in said
     assert not (tmp_path / "out").exists()
+    dataset = IALDataset(tiny_folders.data)
+    spoken = [part.split("⟧")[0] for part in said.split("⟦")[2:]]  # the first marks are those of the heading
+    messages = [m.content for m in dataset.conversations("train")[0].messages if m.role == "assistant"]
+    assert len(spoken) == len(messages)
+    for piece, message in zip(spoken, messages, strict=True):
+        assert "".join(piece.split()).startswith("".join(message.split()))
+    _, processor = load_image_text(str(base), dtype=torch.float32)
+    photos = ImageTextDataset(dataset, dataset.conversations("train")[:1], processor)
+    batch = ImageTextCollator(processor)([photos[0]])
+    learned = int((batch["labels"] != -100).sum())
+    assert f"{batch['input_ids'].shape[1]:,} tokens with those of its photo, {learned:,} of them learned" in said
+    assert "vision tower" in said
+    for name in ("without ZeRO", "ZeRO-2", "ZeRO-3"):
+        assert f"\n{name} " in said

@@ -41,7 +41,7 @@ def test_the_language_model_alone_is_quantised_and_its_folder_opens_without(
         assert all(p.is_floating_point() for name, p in run.model.named_parameters() if part in name)
     plain = run_of(tiny_folders, tmp_path / "dry")
     assert trainable_table(run.model) == trainable_table(plain.model), "the same weights, held in fewer bits"
-    need, most = (memory_need(r.model, r.arguments, 50, stage=0).weights for r in (run, plain))
+    need, most = (memory_need(r.model, r.arguments, 50, 10, stage=0).weights for r in (run, plain))
     assert need < most
     out = train_here(tiny_folders, tmp_path / "out", quantize=how, max_steps=2)
     moved = adapter(out)

@@ -69,10 +69,10 @@ def test_the_memory_of_a_model_counted_by_hand(tiny_folders: TinyFolders, tmp_pa
     model = run.model
     counted = [(p.numel(), p.requires_grad) for n, p in model.named_parameters() if "original_module" not in n]
     held, trained = sum(n for n, _ in counted), sum(n for n, is_trained in counted if is_trained)
-    alone = memory_need(model, run.arguments, 50, stage=0)
+    alone = memory_need(model, run.arguments, 50, 10, stage=0)
     assert (alone.weights, alone.gradients, alone.optimizer) == (4 * held, 4 * trained, 8 * trained)
-    two = memory_need(model, run.arguments, 50, stage=2, processes=4)
+    two = memory_need(model, run.arguments, 50, 10, stage=2, processes=4)
     assert (two.weights, two.gradients, two.optimizer) == (4 * held, trained, 3 * trained)
-    three = memory_need(model, run.arguments, 50, stage=3, processes=4)
+    three = memory_need(model, run.arguments, 50, 10, stage=3, processes=4)
     assert (three.weights, three.gradients) == (held, trained)
-    assert alone.activations == two.activations > memory_need(model, run.arguments, 25, stage=0).activations
+    assert alone.activations == two.activations > memory_need(model, run.arguments, 25, 10, stage=0).activations

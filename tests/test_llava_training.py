@@ -21,7 +21,9 @@ from llava_ial.models.llava import PROJECTOR, LoraSettings, add_adapter, load_ba
 from llava_ial.models.llava_folder import load_llava_ial
 from llava_ial.training.llava_groups import optimizer_groups
 from llava_ial.training.llava_settings import LlavaArguments, LlavaSettings
+from llava_ial.training.llava_trainer import LlavaTrainer
 from tests.stage2_runs import ROOT, adapter, assert_same_weights, interrupt, train_here
+from tests.test_llava_preview import run_of
 from tests.tiny_models import TinyFolders
 from train import stage2_llava
 
@@ -119,6 +121,32 @@ def test_one_loss_however_the_batch_is_cut(train: Train) -> None:
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
 
 
+def test_logits_are_computed_where_something_is_learned_and_nowhere_else(
+    tiny_folders: TinyFolders, tmp_path: Path
+) -> None:
+    """Rows of unlike length, one without a photo: loss and gradients are those of all logits."""
+    run = run_of(tiny_folders, tmp_path / "out", lora_dropout=0.0)
+    text = {"input_ids": [1, 10, 11, 12, 2], "labels": [IGNORE_INDEX, IGNORE_INDEX, 11, 12, 2], "pixel_values": None}
+    batch = LlavaCollator(run.tokenizer.pad_token_id)([run.train_set[0], text, run.train_set[5]])
+    trainer, num_rows = LlavaTrainer(run, stop_request=None), []  # type: ignore[arg-type]
+    run.model.get_base_model().lm_head.register_forward_hook(
+        lambda _, args, __: num_rows.append(args[0].flatten(end_dim=-2).shape[0])
+    )
+
+    def gradients(loss: torch.Tensor) -> dict[str, torch.Tensor]:
+        loss.backward()
+        found = {name: p.grad.clone() for name, p in run.model.named_parameters() if p.grad is not None}
+        run.model.zero_grad()
+        return {**found, "loss": loss.detach()}
+
+    whole = gradients(run.model(**batch).loss)
+    chosen = gradients(trainer.compute_loss(run.model, batch))
+    assert whole.keys() == chosen.keys() > {"loss"}
+    for name, gradient in whole.items():
+        torch.testing.assert_close(chosen[name], gradient, rtol=1e-4, atol=1e-6)
+    assert num_rows == [batch["labels"].numel(), int((batch["labels"] != IGNORE_INDEX).sum())]
+
+
 def test_a_loss_that_is_no_number_ends_the_run_and_publishes_nothing(train: Train, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"the loss of step 2 is no number; lower --learning_rate"):
         train(learning_rate=1e30, warmup_steps=0, max_grad_norm=0, save_steps=2, max_steps=6)
@@ -134,7 +162,8 @@ def test_a_loss_that_is_no_number_ends_the_run_and_publishes_nothing(train: Trai
         ({"deepspeed": "nowhere.json"}, "--deepspeed nowhere.json: No such file"),
         ({"deepspeed": "README.md"}, "--deepspeed README.md: not JSON"),
         ({"num_processes": 2}, "1 process.* were started"),
-        ({"lora_rank": 0}, "--lora_rank 0: allowed: at least 1"),
+        ({"lora_rank": -1}, "--lora_rank -1: allowed: at least 0"),
+        ({"label_smoothing_factor": 0.1}, "--label_smoothing_factor 0.1: allowed: 0; transformers would smooth"),
         ({"lora_dropout": 1}, "--lora_dropout 1.0: allowed: at least 0 and below 1"),
         ({"learning_rate": "nan"}, "--learning_rate nan: allowed: at least 0"),
         ({"lr_scheduler_type": "cosin"}, "cosin"),

@@ -33,6 +33,7 @@ from llava_ial.training.image_text_run import (
     ImageTextTrainer,
     build_any_run,
     describe_image_text,
+    preview_image_text,
 )
 from llava_ial.training.interruption import StopRequest
 from llava_ial.training.llava_preview import preview
@@ -52,9 +53,11 @@ def main() -> None:
     if settings.dry_run:
         transformers_logging.disable_progress_bar()
         run = distributed.run_on_every_process(lambda: build_any_run(settings, arguments, inputs))
-        say(
-            describe_image_text(run) if isinstance(run, ImageTextRun) else preview(run, has_colours=sys.stdout.isatty())
-        )
+        has_colours = sys.stdout.isatty()
+        if isinstance(run, ImageTextRun):
+            say(preview_image_text(run, has_colours=has_colours))
+        else:
+            say(preview(run, has_colours=has_colours))
         distributed.shut_down()
         return
     # A finished or foreign folder is told of before models are loaded; a new one is made only when they fit.

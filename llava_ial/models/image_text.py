@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import PeftModel, get_peft_model
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
@@ -14,8 +14,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from llava_ial.errors import UserError
 from llava_ial.manifest import file_hash, publish_manifest, read_manifest, write_text
-from llava_ial.models.llava import PROJECTORS, LoraSettings
-from llava_ial.models.llava_folder import base_hash, verify_part
+from llava_ial.models.llava import PROJECTORS, LoraSettings, peft_config
+from llava_ial.models.llava_folder import find_base, verify_part
 from llava_ial.models.llava_original import is_original
 
 KIND = "image_text_adapter"
@@ -74,12 +74,8 @@ def adapt(model: Any, lora: LoraSettings) -> PeftModel:
     projectors = {mark for mark in PROJECTORS for name, _ in model.named_modules() if name.endswith(f".{mark}")}
     if not projectors:
         raise UserError(f"the base has no module {' or '.join(PROJECTORS)}; it cannot be tuned here")
-    config = LoraConfig(
-        r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, use_rslora=lora.use_rslora,
-        use_dora=lora.use_dora, target_modules=LORA_TARGETS, modules_to_save=sorted(projectors), task_type="CAUSAL_LM",
-    )  # fmt: skip
     try:
-        return get_peft_model(model, config)
+        return get_peft_model(model, peft_config(lora, LORA_TARGETS, sorted(projectors)))
     except ValueError as error:
         raise UserError(f"the base's language model has no layers to tune: {str(error).splitlines()[0]}") from error
 
@@ -136,10 +132,7 @@ def load_adapted(folder: Path, *, base: str | None = None, merge: bool = True) -
         UserError: A part is missing or is not the one that was trained.
     """
     manifest = read_manifest(folder, KIND)
-    where = base or (str((folder / manifest["base"]).resolve()) if manifest["base_is_local"] else manifest["base"])
-    if manifest["base_is_local"] and not Path(where).is_dir():
-        raise UserError(f"{folder}: its base model is not at {where}; name its folder with --base")
-    verify_part(folder, "base model", base_hash(where), manifest["base_hash"])
+    where = find_base(folder, manifest, base)
     verify_part(folder, "adapter", file_hash(folder / _ADAPTER), manifest["adapter_hash"])
     adapted = PeftModel.from_pretrained(load_image_text(where, dtype=torch.float32)[0], folder)
     model = adapted.merge_and_unload() if merge else adapted.get_base_model()

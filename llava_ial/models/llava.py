@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.utils.constants import DUMMY_TARGET_MODULES
 from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, CLIPModel, LlavaForConditionalGeneration
@@ -37,7 +38,7 @@ _TOWER_SHAPE = (
 
 @dataclass(frozen=True)
 class LoraSettings:
-    """LoRA of the language model; LLaVA's own recipe for a task is rank 128, alpha 256."""
+    """LoRA of the language model; LLaVA's own recipe for a task is rank 128, alpha 256. Rank 0: none."""
 
     rank: int = 128
     alpha: int = 256
@@ -164,24 +165,32 @@ def add_adapter(llava: LlavaForConditionalGeneration, lora: LoraSettings) -> Pef
     Raises:
         UserError: LoRA found no module, or one in the vision tower.
     """
-    model = get_peft_model(
-        llava,
-        LoraConfig(
-            r=lora.rank,
-            lora_alpha=lora.alpha,
-            lora_dropout=lora.dropout,
-            use_rslora=lora.use_rslora,
-            use_dora=lora.use_dora,
-            target_modules=LORA_TARGETS,
-            modules_to_save=[PROJECTOR, TOWER],
-            task_type="CAUSAL_LM",
-        ),
-    )
+    model = get_peft_model(llava, peft_config(lora, LORA_TARGETS, [PROJECTOR, TOWER]))
     named = [name for name, _ in model.named_parameters() if ".lora_" in name]
-    if not named or any(TOWER in name for name in named):
+    if bool(named) != bool(lora.rank) or any(TOWER in name for name in named):
         raise UserError("LoRA must be on the language model alone, and it is not; is the base a LLaVA-1.5?")
     freeze_tower(model)
     return model
+
+
+def peft_config(lora: LoraSettings, targets: str, whole: list[str]) -> LoraConfig:
+    """What PEFT makes of a language model.
+
+    Args:
+        lora: Rank 0 leaves the language model alone: only what is trained whole is saved, in the same kind of folder.
+        targets: Pattern of the modules that get LoRA.
+        whole: Names of the modules that are saved whole.
+    """
+    return LoraConfig(
+        r=max(1, lora.rank),  # PEFT has no 0
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        use_rslora=lora.use_rslora,
+        use_dora=lora.use_dora,
+        target_modules=targets if lora.rank else DUMMY_TARGET_MODULES,
+        modules_to_save=whole,
+        task_type="CAUSAL_LM",
+    )
 
 
 def freeze_tower(model: nn.Module) -> None:

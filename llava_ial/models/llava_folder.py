@@ -205,10 +205,7 @@ def load_llava_ial(
         UserError: A part is missing or is not the one that was trained.
     """
     manifest = read_manifest(folder, KIND)
-    where = base or (str((folder / manifest["base"]).resolve()) if manifest["base_is_local"] else manifest["base"])
-    if manifest["base_is_local"] and not Path(where).is_dir():
-        raise UserError(f"{folder}: its base model is not at {where}; name its folder with --base")
-    verify_part(folder, "base model", base_hash(where), manifest["base_hash"])
+    where = find_base(folder, manifest, base)
     verify_part(folder, "prompt template", chat_template_hash(), manifest["chat_template_hash"])
     verify_part(folder, "adapter", file_hash(folder / _ADAPTER), manifest["adapter_hash"])
     quantization = quantization_config(quantize, dtype)
@@ -225,6 +222,24 @@ def load_llava_ial(
     tokenizer = AutoTokenizer.from_pretrained(folder)
     image_processor = AutoImageProcessor.from_pretrained(folder, backend="pil")
     return LoadedLlava(model, tokenizer, image_processor, count, manifest)
+
+
+def find_base(folder: Path, manifest: Mapping[str, Any], base: str | None) -> str:
+    """Where the base of a folder of stage 2 is: its name, or its folder; verified.
+
+    Args:
+        folder: The adapter's.
+        manifest: Of the folder.
+        base: Where it is now, if it was moved since.
+
+    Raises:
+        UserError: It is not there, or is another one.
+    """
+    where = base or (str((folder / manifest["base"]).resolve()) if manifest["base_is_local"] else manifest["base"])
+    if manifest["base_is_local"] and not Path(where).is_dir():
+        raise UserError(f"{folder}: its base model is not at {where}; name its folder with --base")
+    verify_part(folder, "base model", base_hash(where), manifest["base_hash"])
+    return where
 
 
 def verify_part(folder: Path, part: str, found: str, expected: str) -> None:

@@ -1,6 +1,5 @@
 """Stage 2 on image-text models beside LLaVA-1.5: the same trainer, the model's own tower, template and processor."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -12,13 +11,16 @@ from transformers import Trainer
 from llava_ial import distributed
 from llava_ial.config import save_config
 from llava_ial.data.dataset import IALDataset
-from llava_ial.data.image_text import ImageTextCollator, ImageTextDataset
+from llava_ial.data.image_text import ImageTextCollator, ImageTextDataset, RenderedDialogue
+from llava_ial.data.training_dialogues import training_dialogues
 from llava_ial.models.image_text import adapt, load_image_text, model_type, save_image_text
+from llava_ial.models.trainable import trainable_table
 from llava_ial.training.checkpoints import refuse_full_disk
 from llava_ial.training.llava_card import format_image_text_card
-from llava_ial.training.llava_preview import step_line
+from llava_ial.training.llava_identity import resolved
+from llava_ial.training.llava_preview import marked, memory_table, step_line
 from llava_ial.training.llava_run import Inputs, LlavaRun, build_run, whole_tensors
-from llava_ial.training.llava_settings import LlavaArguments, LlavaSettings, resolved
+from llava_ial.training.llava_settings import LlavaArguments, LlavaSettings
 from llava_ial.training.llava_trainer import LlavaTrainer, gathered
 
 
@@ -48,6 +50,8 @@ class ImageTextRun:
 
 class ImageTextTrainer(LlavaTrainer):
     """``LlavaTrainer`` for a model that keeps its tower."""
+
+    chooses_logits = False  # not every model's loss takes labels that are chosen and shifted already
 
     def __init__(self, run: ImageTextRun, stop_request: Any) -> None:
         super().__init__(cast(LlavaRun, run), stop_request)
@@ -95,16 +99,40 @@ def build_any_run(settings: LlavaSettings, arguments: LlavaArguments, inputs: In
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     dataset = IALDataset(settings.data, settings.image_root)
-    train_set = ImageTextDataset(dataset, dataset.conversations("train"), processor)
+    train_set = ImageTextDataset(dataset, training_dialogues(dataset, settings.dialogues), processor)
     if arguments.activation_checkpointing:
         model.enable_input_require_grads()
     return ImageTextRun(settings, arguments, inputs, model, processor, train_set)
 
 
 def describe_image_text(run: ImageTextRun) -> str:
-    """What is about to happen: the first dialogue as the base's template has it, and the steps."""
-    first: Mapping[str, Any] = vars(run.train_set.rendered[0])
-    return (
-        f"{first['text']!r}, of which the last {len(first['learned'])} marked tokens are learned\n"
-        f"{len(run.train_set)} dialogues; {step_line(len(run.train_set), run.arguments)}"
+    """What is about to happen, in a line."""
+    return f"{len(run.train_set)} dialogues; {step_line(len(run.train_set), run.arguments)}"
+
+
+def preview_image_text(run: ImageTextRun, *, has_colours: bool = True) -> str:
+    """What ``--dry_run`` shows; only the processor knows the tokens of a photo, so it is asked about the first."""
+    rendered = run.train_set.rendered
+    first = ImageTextCollator(run.processor)([run.train_set[0]])
+    num_tokens = first["input_ids"].shape[1]
+    return "\n".join([
+        f"first dialogue, {run.train_set.conversations[0].conversation_id}, by the base's own template; "
+        + ("what is learned is green:" if has_colours else "what is learned stands in ⟦⟧:"),
+        _marked_text(run.processor.tokenizer, rendered[0], has_colours=has_colours), "",
+        f"{num_tokens:,} tokens with those of its photo, {len(rendered[0].learned):,} of them learned; "
+        f"{sum(len(dialogue.learned) for dialogue in rendered):,} learned in all dialogues",
+        describe_image_text(run), "", trainable_table(run.model), "",
+        memory_table(run.model, run.arguments, num_tokens, num_tokens), "nothing was written: this was a dry run",
+    ])  # fmt: skip
+
+
+def _marked_text(tokenizer: Any, dialogue: RenderedDialogue, *, has_colours: bool) -> str:
+    offsets = tokenizer(dialogue.text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+    is_learned = [len(offsets) - place in dialogue.learned for place in range(len(offsets))]
+    turns = [place for place in range(len(offsets)) if place == 0 or is_learned[place] != is_learned[place - 1]]
+    starts = [offsets[place][0] for place in turns]
+    pieces = [dialogue.text[start:end] for start, end in zip(starts, [*starts[1:], len(dialogue.text)], strict=True)]
+    return "".join(
+        marked(piece, has_colours=has_colours) if is_learned[place] else piece
+        for place, piece in zip(turns, pieces, strict=True)
     )

@@ -14,8 +14,7 @@ tags: [llava, lora, image-address-localization, addressclip]
 ---
 # LLaVA-IAL for one city
 
-Looks at a street photo without GPS and says in words where it was taken. LoRA on the language model of `{base}`, its
-projector, and the vision tower of an AddressCLIP that was tuned on the same city; `address_clip/` holds that encoder
+{purpose}, and the vision tower of an AddressCLIP that was tuned on the same city; `address_clip/` holds that encoder
 and the list of addresses.
 
 ```python
@@ -69,6 +68,10 @@ set's, as its own card states it:
 
 {licence}
 """
+_TUNED = """Looks at a street photo without GPS and says in words where it was taken. LoRA on the language model of
+`{base}`, its projector"""
+_ALIGNED = """A base to go on from, not an answerer: the projector of `{base}`, trained alone beside an
+untouched language model"""
 _IMAGE_TEXT_CARD = """---
 library_name: peft
 pipeline_tag: image-text-to-text
@@ -93,7 +96,7 @@ name one that does not exist. A photo is personal data of whoever took it or sta
 private person is.
 """
 _SHOWN = (
-    "lora_rank", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "quantize", "learning_rate",
+    "dialogues", "lora_rank", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "quantize", "learning_rate",
     "projector_learning_rate", "tune_vision_tower", "vision_tower_learning_rate", "vision_feature_layer",
     "vision_feature_select_strategy", "per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs",
     "max_steps", "hints", "hint_dropout", "hint_shuffle", "mix", "seed",
@@ -105,6 +108,7 @@ def format_card(
     base: str,
     dataset: IALDataset,
     num_dialogues: int,
+    num_photos: int,
     step: int,
     split: str,
     log: Path,
@@ -117,15 +121,16 @@ def format_card(
         base: As the manifest names it.
         dataset: That was trained on.
         num_dialogues: That were trained on, those mixed in counted.
+        num_photos: That they are about.
         step: That the weights are of.
         split: Measured on.
         log: ``train_log.jsonl`` of the run.
         forgetting: ``forgetting.json`` of the run, if there is one.
         settings: Of the run.
     """
-    num_photos = len({record.image_id for record in dataset.conversations("train")})
     return _CARD.format(
         base=base,
+        purpose=(_TUNED if settings.get("lora_rank") else _ALIGNED).format(base=base),
         data=f"{num_dialogues} dialogues about {num_photos} photos; {len(dataset.gallery)} addresses.",
         step=step,
         split=split,

@@ -51,12 +51,14 @@ class MemoryNeed:
 def preview(run: LlavaRun, *, has_colours: bool = True) -> str:
     """Everything worth knowing before a run, in some lines."""
     encoded = run.train_set.encoded
+    longest = max(encoded, key=lambda dialogue: len(dialogue.input_ids))
+    num_learned = sum(label != IGNORE_INDEX for label in longest.labels)
     return "\n".join([
         f"first dialogue, {run.train_set.conversations[0].conversation_id}; what is learned is "
         + ("green:" if has_colours else f"in {''.join(_SUPERVISED_MARKS)}:"),
         rendered(run.tokenizer, encoded[0], has_colours=has_colours), "",
         describe(run), token_counts(encoded), step_line(len(encoded), run.arguments), "",
-        trainable_table(run.model), "", memory_table(run),
+        trainable_table(run.model), "", memory_table(run.model, run.arguments, len(longest.input_ids), num_learned),
         "nothing was written: this was a dry run",
     ])  # fmt: skip
 
@@ -72,9 +74,14 @@ def rendered(tokenizer: PreTrainedTokenizerBase, dialogue: EncodedDialogue, *, h
         zip(dialogue.input_ids, dialogue.labels, strict=True), key=lambda pair: pair[1] != IGNORE_INDEX
     ):
         piece = _decode(tokenizer, [token for token, _ in pairs], image)
-        before, after = (_GREEN, _PLAIN) if has_colours else _SUPERVISED_MARKS
-        text += f"{before}{piece}{after}" if is_learned else piece
+        text += marked(piece, has_colours=has_colours) if is_learned else piece
     return text
+
+
+def marked(piece: str, *, has_colours: bool) -> str:
+    """A piece of text that is learned."""
+    before, after = (_GREEN, _PLAIN) if has_colours else _SUPERVISED_MARKS
+    return f"{before}{piece}{after}"
 
 
 def token_counts(encoded: Sequence[EncodedDialogue]) -> str:
@@ -109,14 +116,12 @@ def step_line(num_dialogues: int, arguments: LlavaArguments) -> str:
     )
 
 
-def memory_table(run: LlavaRun) -> str:
-    """What a process needs with each way of spreading the model over processes."""
+def memory_table(model: nn.Module, arguments: LlavaArguments, num_tokens: int, num_learned: int) -> str:
+    """What a process needs with each way of spreading the model over processes; arguments as of ``memory_need``."""
     processes = distributed.world_size()
-    longest = max(len(dialogue.input_ids) for dialogue in run.train_set.encoded)
     needs = {
-        "without ZeRO": memory_need(run.model, run.arguments, longest, stage=0),
-        "ZeRO-2": memory_need(run.model, run.arguments, longest, stage=2, processes=processes),
-        "ZeRO-3": memory_need(run.model, run.arguments, longest, stage=3, processes=processes),
+        name: memory_need(model, arguments, num_tokens, num_learned, stage=stage, processes=processes)
+        for name, stage in (("without ZeRO", 0), ("ZeRO-2", 2), ("ZeRO-3", 3))
     }
     head = f"{f'GiB a process, of {processes}':<24}{'weights':>12}{'gradients':>12}{'optimizer':>12}{'activations':>13}"
     rows = [
@@ -128,7 +133,7 @@ def memory_table(run: LlavaRun) -> str:
 
 
 def memory_need(
-    model: nn.Module, arguments: LlavaArguments, num_tokens: int, *, stage: int, processes: int = 1
+    model: nn.Module, arguments: LlavaArguments, num_tokens: int, num_learned: int, *, stage: int, processes: int = 1
 ) -> MemoryNeed:
     """Estimates the memory of one process.
 
@@ -136,6 +141,7 @@ def memory_need(
         model: With its trained part marked.
         arguments: Precision, checkpointing and size of a micro-batch.
         num_tokens: Of the longest dialogue.
+        num_learned: Of them, whose logits are computed.
         stage: 0 without DeepSpeed; ZeRO-2 spreads gradients and optimizer, ZeRO-3 the weights too.
         processes: That the model is spread over.
     """
@@ -149,17 +155,17 @@ def memory_need(
         weights=(frozen + trained * width) / (processes if stage == 3 else 1),
         gradients=trained * width / spread,
         optimizer=trained * (_ADAM_BYTES if stage else _ADAM_BYTES - 4) / spread,
-        activations=_activations(model, arguments, num_tokens, half_width=2 if half else 4),
+        activations=_activations(model, arguments, num_tokens, num_learned, half_width=2 if half else 4),
     )
 
 
-def _activations(model: Any, arguments: LlavaArguments, num_tokens: int, *, half_width: int) -> float:
-    text = model.config.text_config
+def _activations(model: Any, arguments: LlavaArguments, num_tokens: int, num_learned: int, *, half_width: int) -> float:
+    text = model.config.get_text_config()
     layer = _CHECKPOINTED_BYTES if arguments.activation_checkpointing else _LAYER_BYTES
     layers = text.num_hidden_layers * text.hidden_size * layer * half_width / 2
     one_layer = text.hidden_size * _LAYER_BYTES * half_width / 2  # checkpointing computes one at a time again
     logits = text.vocab_size * (half_width + 2 * 4)  # and their 32-bit copy with its gradient
-    return float(arguments.per_device_train_batch_size * num_tokens * (layers + one_layer + logits))
+    return float(arguments.per_device_train_batch_size * (num_tokens * (layers + one_layer) + num_learned * logits))
 
 
 def _decode(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int], image: int) -> str:

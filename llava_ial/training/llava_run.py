@@ -15,6 +15,7 @@ from llava_ial.conversation import IMAGE_TOKEN, chat_template_hash
 from llava_ial.data.dataset import IALDataset
 from llava_ial.data.llava import LlavaDataset
 from llava_ial.data.llava_json import draw_mixed, hash_of_json, parse_mixture
+from llava_ial.data.training_dialogues import CAPTIONS, OWN, training_dialogues
 from llava_ial.errors import UserError
 from llava_ial.locating import Locator, load_encoder
 from llava_ial.manifest import BUILDING, MANIFEST, FolderState, claim_folder, file_hash, read_manifest
@@ -33,11 +34,11 @@ from llava_ial.models.quantized import quantization_config, refuse_quantized_els
 from llava_ial.models.tuned_tower import add_tower_lora, set_tower_training
 from llava_ial.training.checkpoints import CHECKPOINTS
 from llava_ial.training.llava_hints import HintPlan, TrainingHints, build_hints
+from llava_ial.training.llava_identity import identity
 from llava_ial.training.llava_probe import Features, Probe, build_probe
 from llava_ial.training.llava_settings import (
     LlavaArguments,
     LlavaSettings,
-    identity,
     is_measured,
     refuse_beside_other_bases,
     refuse_zero3_quantized,
@@ -100,6 +101,10 @@ def read_inputs(settings: LlavaSettings, arguments: LlavaArguments) -> Inputs:
         "data": IALDataset(settings.data, settings.image_root).identity,
         "base": base_hash(settings.base),
     }
+    if settings.dialogues == CAPTIONS:
+        parents["dialogues"] = CAPTIONS
+    elif settings.dialogues != OWN:
+        parents["dialogues"] = hash_of_json(Path(settings.dialogues))
     if model_type(settings.base) != "llava":
         refuse_beside_other_bases(settings, arguments)
         return Inputs(identity(settings, arguments) | parents, parents, IMAGE_TEXT_KIND)
@@ -152,7 +157,7 @@ def build_run(settings: LlavaSettings, arguments: LlavaArguments, inputs: Inputs
         raise UserError(f"--base {settings.base}: its tokenizer does not know {IMAGE_TOKEN} as the image token")
     image_processor = AutoImageProcessor.from_pretrained(settings.stage1, backend="pil")
     hints = _hints(settings, arguments, dataset)
-    conversations = dataset.conversations("train")
+    conversations = training_dialogues(dataset, settings.dialogues)
     encoding: dict[str, Any] = {"num_image_tokens": count, "max_length": settings.max_length}
     train_set = LlavaDataset(
         dataset,

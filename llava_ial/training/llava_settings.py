@@ -1,8 +1,7 @@
 """Options of stage 2: data, models and what is tuned; everything else is ``transformers.TrainingArguments``."""
 
 import json
-from dataclasses import MISSING, Field, asdict, dataclass, field, fields
-from enum import Enum
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -10,22 +9,13 @@ import torch
 from transformers import TrainingArguments
 
 from llava_ial.data.llava_json import parse_mixture
+from llava_ial.data.training_dialogues import OWN
 from llava_ial.errors import UserError
 from llava_ial.models.llava import LoraSettings
 from llava_ial.models.quantized import QUANTIZATIONS
 from llava_ial.models.tuned_tower import TOWER_TUNING
 from llava_ial.training.deepspeed_start import be_one_process_without_launcher, refuse_missing_compiler
 
-# These say where things lie, what is shown and how fast it goes, not what comes out: a run may be resumed with others.
-# The inputs stand in a run's identity by their hashes, the DeepSpeed file by its content.
-_NOT_IDENTITY = {
-    "data", "image_root", "mix", "base", "clip", "photos_in_memory", "num_processes", "output_dir", "deepspeed",
-    "use_cpu", "run_name", "disable_tqdm", "save_strategy", "save_steps", "save_total_limit", "dry_run",
-    "forgetting_probe",
-}  # fmt: skip
-_NOT_IDENTITY_PREFIXES = ("log", "dataloader_", "hub_", "push_to_hub", "ddp_timeout")
-# By transformers, by the launcher, and what nobody should find in a file.
-_FILLED = {"accelerator_config", "local_rank", "report_to", "hub_token"}
 _ALLOWED = {
     "quantize": QUANTIZATIONS,
     "base_dtype": ("auto", "float32", "bfloat16"),
@@ -53,7 +43,9 @@ class LlavaSettings:
     num_processes: int = field(
         default=1, metadata={"help": "processes that must train together; refused if the launcher started others"}
     )
-    lora_rank: int = field(default=128, metadata={"help": "rank of LoRA"})
+    lora_rank: int = field(
+        default=128, metadata={"help": "rank of LoRA; 0: the projector alone, the language model stays as it is"}
+    )
     lora_alpha: int = field(default=256, metadata={"help": "scale of LoRA, divided by the rank"})
     lora_dropout: float = field(default=0.05, metadata={"help": "dropout before LoRA"})
     use_rslora: bool = field(
@@ -93,6 +85,11 @@ class LlavaSettings:
         default=0, metadata={"help": "decoded photos that each process keeps; for data sets of a few hundred photos"}
     )
 
+    dialogues: str = field(
+        default=OWN,
+        metadata={"help": "what is trained on: 'own', the data set's questions and answers; 'captions', its captions; "
+                          "or LLaVA JSON, whose photos lie relative to the file"},
+    )  # fmt: skip
     mix: list[str] = field(
         default_factory=list,
         metadata={"help": "general dialogues as LLaVA JSON and their number as a share of the data set's, so that less "
@@ -158,13 +155,22 @@ class LlavaSettings:
         needs_measuring = "nothing else without --eval_strategy steps or epoch"
         _require(is_measured or self.publish != "best", "publish", self.publish, needs_measuring)
         _require(is_measured or self.early_stopping == 0, "early_stopping", self.early_stopping, needs_measuring)
-        for name in ("num_processes", "lora_rank", "lora_alpha", "max_length", "eval_photos"):
+        for name in ("num_processes", "lora_alpha", "max_length", "eval_photos"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("projector_learning_rate", "vision_tower_learning_rate", "photos_in_memory", "early_stopping",
-                     "hints", "hint_dropout", "hint_shuffle"):  # fmt: skip
+        for name in ("lora_rank", "projector_learning_rate", "vision_tower_learning_rate", "photos_in_memory",
+                     "early_stopping", "hints", "hint_dropout", "hint_shuffle"):  # fmt: skip
             _require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
         for name, allowed in _ALLOWED.items():
             _require(getattr(self, name) in allowed, name, getattr(self, name), ", ".join(allowed))
+        needs_rank = "none, full with --lora_rank 0"
+        _require(
+            self.lora_rank > 0 or self.tune_vision_tower != "lora",
+            "tune_vision_tower",
+            self.tune_vision_tower,
+            needs_rank,
+        )
+        needs_own = "0 with --dialogues but 'own': hints are for questions about an address"
+        _require(self.dialogues == OWN or not self.hints, "hints", self.hints, needs_own)
         for text in self.mix:
             parse_mixture(text)
         both = self.hint_dropout + self.hint_shuffle
@@ -192,6 +198,8 @@ class LlavaArguments(TrainingArguments):
         for name in ("logging_nan_inf_filter", "remove_unused_columns"):
             _require(not getattr(self, name), name, getattr(self, name), "false")
         _require(not self.load_best_model_at_end, "load_best_model_at_end", True, "false; take --publish best")
+        mend = "0; transformers would smooth the loss of each word's own position, not of the next one"
+        _require(not self.label_smoothing_factor, "label_smoothing_factor", self.label_smoothing_factor, mend)
         mend = "false with --deepspeed, which makes another tower of stage 1's by it; take --bf16 true"
         _require(not (self.fp16 and self.deepspeed), "fp16", True, mend)
         mend = "false; python -m train.merge --push_to_hub OWNER/NAME uploads what is finished"
@@ -261,33 +269,6 @@ def refuse_beside_other_bases(settings: LlavaSettings, arguments: LlavaArguments
 def is_measured(arguments: TrainingArguments) -> bool:
     """True if ``--eval_strategy`` names a time to measure."""
     return str(getattr(arguments.eval_strategy, "value", arguments.eval_strategy)) != "no"
-
-
-def resolved(settings: LlavaSettings, arguments: LlavaArguments) -> dict[str, Any]:
-    """Every setting, and every training argument that is not its default: a file of it repeats the run."""
-    values = arguments.to_dict()
-    changed = {
-        item.name: values[item.name]
-        for item in fields(arguments)
-        if item.init and item.name not in _FILLED and (values[item.name] or None) != _default(item)
-    }
-    return asdict(settings) | changed
-
-
-def identity(settings: LlavaSettings, arguments: LlavaArguments) -> dict[str, Any]:
-    """The settings that decide the result."""
-    kept = {
-        name: value
-        for name, value in resolved(settings, arguments).items()
-        if name not in _NOT_IDENTITY and not name.startswith(_NOT_IDENTITY_PREFIXES)
-    }
-    return kept | {"deepspeed": arguments.deepspeed_content(), "world_size": arguments.world_size}
-
-
-def _default(item: Field[Any]) -> Any:
-    """The default as ``to_dict`` shows it; what is empty or off is None, as ``transformers`` mixes the three."""
-    value = item.default if item.default_factory is MISSING else item.default_factory()
-    return (value.value if isinstance(value, Enum) else value) or None
 
 
 def _require(is_good: bool, name: str, value: object, allowed: str) -> None:

@@ -17,6 +17,7 @@ from llava_ial.config import save_config
 from llava_ial.data.llava import LlavaCollator
 from llava_ial.errors import UserError
 from llava_ial.manifest import write_json
+from llava_ial.models.learned_logits import learned_alone
 from llava_ial.models.llava_folder import copy_llava_ial, save_llava_ial
 from llava_ial.models.tuned_tower import (
     load_tower_lora,
@@ -36,9 +37,9 @@ from llava_ial.training.interruption import StopRequest
 from llava_ial.training.llava_callbacks import EarlyEnd, LogFile
 from llava_ial.training.llava_card import format_card
 from llava_ial.training.llava_groups import optimizer_groups
+from llava_ial.training.llava_identity import resolved
 from llava_ial.training.llava_probe import measure_probe
 from llava_ial.training.llava_run import UNFINISHED, LlavaRun
-from llava_ial.training.llava_settings import resolved
 from llava_ial.training.llava_validation import Validation, answer_scores, best_so_far, dialogue_loss, is_better
 
 BEST = "best"  # among the checkpoints
@@ -49,7 +50,12 @@ class LlavaTrainer(Trainer):
 
     The loss is the mean over all supervised tokens of all micro-batches and processes: ``Trainer`` counts them and the
     model divides by the count.
+
+    Attributes:
+        chooses_logits: Logits are computed where the next token is learned; else everywhere, for the same loss.
     """
+
+    chooses_logits = True
 
     def __init__(self, run: LlavaRun, stop_request: StopRequest) -> None:
         self._run = run
@@ -92,6 +98,12 @@ class LlavaTrainer(Trainer):
         return ByLength(
             self.args.train_batch_size * self.args.gradient_accumulation_steps, lengths, seed=self.args.seed
         )
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """``Trainer``'s loss from the logits of what is learned alone."""
+        # Copies of the model on several GPUs of one process would cut what is chosen by rows.
+        chosen = learned_alone(inputs) if self.chooses_logits and self.args.n_gpu <= 1 else inputs
+        return super().compute_loss(model, chosen, *args, **kwargs)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """``Trainer``'s step; remembers whether the loss was a number."""
@@ -146,6 +158,7 @@ class LlavaTrainer(Trainer):
                     base=run.settings.base,
                     dataset=run.dataset,
                     num_dialogues=len(run.train_set),
+                    num_photos=len({record.image_path for record in run.train_set.conversations} - {""}),
                     step=self.state.global_step,
                     split=run.settings.eval_split,
                     log=run.log,

@@ -11,12 +11,13 @@ from transformers import BaseImageProcessor, LlavaForConditionalGeneration, PreT
 
 from llava_ial import distributed
 from llava_ial.data.dataset import IALDataset
-from llava_ial.data.llava import IGNORE_INDEX, LlavaCollator, LlavaDataset, encode_prompt
+from llava_ial.data.llava import LlavaCollator, LlavaDataset, encode_prompt
 from llava_ial.evaluation.metrics import Truth, score_answers
 from llava_ial.evaluation.questions import Question, load_questions
 from llava_ial.gazetteer import Gazetteer
 from llava_ial.hints import with_hint
 from llava_ial.models.greedy import encode_prefixes, end_token, greedy_tokens, image_features, split_prompt
+from llava_ial.models.learned_logits import learned_alone
 from llava_ial.prompts import WHERE
 from llava_ial.records import PredictionRecord
 
@@ -112,12 +113,12 @@ def dialogue_loss(
     sums = torch.zeros(3, dtype=torch.float64)
     for rows in _own_parts(len(dialogues), batch_size, everyone=everyone):
         batch = {name: value.to(model.device) for name, value in collator([dialogues[row] for row in rows]).items()}
-        logits = model(**{name: value for name, value in batch.items() if name != "labels"}).logits[:, :-1].float()
-        labels = batch["labels"][:, 1:]
-        is_learned = labels != IGNORE_INDEX
-        loss = torch.nn.functional.cross_entropy(logits[is_learned], labels[is_learned], reduction="sum")
-        hits = (logits[is_learned].argmax(dim=-1) == labels[is_learned]).sum()
-        sums += torch.stack([loss.double().cpu(), hits.double().cpu(), is_learned.sum().double().cpu()])
+        chosen = learned_alone(batch)
+        labels = chosen.pop("shift_labels")
+        logits = model(**{name: value for name, value in chosen.items() if name != "labels"}).logits.float()
+        loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
+        hits = (logits.argmax(dim=-1) == labels).sum()
+        sums += torch.tensor([float(loss), float(hits), len(labels)], dtype=torch.float64)
     total = sums if everyone else torch.stack(distributed.gather_objects(sums)).sum(dim=0)
     return float(total[0] / total[2]), float(total[1] / total[2])
 
