@@ -83,6 +83,8 @@ def main() -> None:
     (config,) = parse_config(BenchmarkConfig, description=__doc__ or "")
     if config.trl_python and not config.trl_python.is_file():
         raise UserError(f"--trl_python {config.trl_python}: no such file")
+    if config.repeats < 1:
+        raise UserError(f"--repeats {config.repeats}: allowed: at least 1")
     if config.part and config.folder:
         print(json.dumps(measure_part(config, config.folder)))
         return
@@ -94,10 +96,17 @@ def main() -> None:
         for _ in range(config.repeats):
             for part in parts:
                 runs[part].append(run_part(config, folder, part))
+            results = summary(config, runs)  # after each turn, so that a measurement that is ended has a result
+            write_json(config.output, results)
+    print(json.dumps(results, indent=2))
+
+
+def summary(config: BenchmarkConfig, runs: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
+    """What is written: medians of the turns so far, and ratios to our part."""
     found = {part: {name: statistics.median(run[name] for run in of) for name in of[0]} for part, of in runs.items()}
     speed = {part: values["questions_per_cpu_second"] for part, values in found.items()}
-    results = {
-        "machine": f"{len(os.sched_getaffinity(0))} CPU cores", "torch": torch.__version__,
+    return {
+        "machine": f"{len(os.sched_getaffinity(0))} CPU cores", "threads": torch.get_num_threads(),
         "measured_on": datetime.now(UTC).date().isoformat(), "versions": library_versions(),
         "model": {"width": config.width, "layers": config.layers, "image_tokens": (config.image_size // 8) ** 2,
                   "vocabulary": config.vocabulary},
@@ -106,8 +115,6 @@ def main() -> None:
         "turns": {part: [round(run["questions_per_cpu_second"], 2) for run in of] for part, of in runs.items()},
         "questions_per_cpu_second_to": {part: speed[OURS] / speed[part] for part in speed if part != OURS},
     }  # fmt: skip
-    write_json(config.output, results)
-    print(json.dumps(results, indent=2))
 
 
 def build_world(config: BenchmarkConfig, folder: Path) -> None:
