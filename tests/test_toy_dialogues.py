@@ -1,15 +1,19 @@
 """What toy-llava hears of addresses: some turns, and names that only the dialogue itself can have told."""
 
+import re
 from pathlib import Path
 
 import numpy as np
+import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from llava_ial.address import Address, CrossStreet
 from llava_ial.conversation import Message
-from tests.tiny_world import build_tiny_dataset
-from train.toy_base.dialogues import address_dialogues, listed, name_words, rename, some_turns
+from tests.tiny_world import TinyWorld, build_tiny_dataset
+from train.toy_base import pretrain_copying
+from train.toy_base.dialogues import address_dialogues, address_drills, listed, name_words, rename, some_turns
 
 TALK = [
     Message("user", "Where is this?"),
@@ -82,3 +86,42 @@ def test_the_truth_is_in_each_place_of_a_list_as_often_as_its_probability_says()
     for part in (sharp, ~sharp):
         assert abs(np.mean(np.array(stated)[part]) - np.mean(np.array(found)[part])) < 0.04
     assert listed(addresses[0], addresses[:1], draw)[0][0] == addresses[0]
+
+
+def test_the_answers_of_a_drill_stand_in_the_address_that_its_question_names(tmp_path: Path) -> None:
+    data = build_tiny_dataset(tmp_path / "data", TinyWorld(num_train=16))
+    drills = address_drills([data], per_set=200, seed=0)
+    assert drills == address_drills([data], per_set=200, seed=0)
+    assert drills[0] != address_drills([data], per_set=1, seed=1)[0]
+    places = set()
+    for talk in drills:
+        listing, _, first = talk[0].content.partition("\n")
+        items = [item.rsplit(" ", 1)[0] for item in listing.removeprefix("Likely addresses: ").split("; ")]
+        assert 1 <= len(items) <= 4
+        for question, answer in zip([first, *(m.content for m in talk[2::2])], talk[1::2], strict=True):
+            found = re.match(r"Take the (first|second|third|fourth) address\. ", question)
+            assert found is not None
+            places.add((len(items), found.group(1)))
+            item = items[["first", "second", "third", "fourth"].index(found.group(1))]
+            names = re.findall(r"(?<!^)(?<!\. )\b[A-Z]\w+", answer.content)
+            assert answer.content.startswith("No,") or all(name in item.split() or f"{name}," in item for name in names)
+            assert "Tinytown" not in question + answer.content
+    assert len(places) == 1 + 2 + 3 + 4
+
+
+def test_an_answer_with_one_wrong_token_is_not_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    supervised = torch.tensor([[0, 1, 1, 0, 1, 1], [1, 1, 1, 0, 0, 0], [0, 0, 0, 0, 0, 1]], dtype=torch.bool)
+    labels = torch.arange(int(supervised.sum()))
+    said = torch.nn.functional.one_hot(labels, 20).float()
+    answers = 4
+
+    def copied(wrong: list[int]) -> float:
+        logits = said.clone()
+        logits[wrong, 19] = 2.0
+        monkeypatch.setattr(pretrain_copying, "supervised_logits", lambda *_: (logits, labels, supervised))
+        return pretrain_copying.measure_copying(torch.nn.Linear(1, 1), [None])["answers_copied"]  # type: ignore[arg-type,list-item]
+
+    assert copied([]) == 1.0
+    assert copied([2]) == copied([2, 3]) == 1 - 1 / answers
+    assert copied([0, 3, 6]) == 1 - 3 / answers
+    assert copied(list(range(8))) == 0.0

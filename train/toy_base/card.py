@@ -55,26 +55,28 @@ _TEXTS: dict[str, dict[str, str]] = {
         "--output train/toy_base/models/toy-clip",
     },
     "toy_llava": {
-        "what": "A small LLaVA (the frozen tower of toy-clip, a projector of two layers, a LLaMA of {layers} layers of "
-        "width {width}) for the toy city.",
+        "what": "A small LLaVA (the frozen tower of toy-clip, a projector of two layers, a LLaMA of {talk[layers]} "
+        "layers of width {talk[width]}) for the toy city.",
         "stands_for": "LLaVA-1.5",
         "architecture": "LlavaForConditionalGeneration",
-        "data": "{scenes_per_city} photos each were described; the addresses of {talking_cities} were spoken of in "
-        "dialogues without any photo, most of them with made-up names in place of the town's, and most with the "
-        "address told or listed among likely ones first.",
-        "training": "{steps} steps of {batch_size} dialogues, one third descriptions with the photo, the rest "
-        "talk about addresses; AdamW with a cosine from {learning_rate}; projector and language model; the tower is "
-        "frozen.",
-        "measured": "loss of a description's tokens {scene_loss:.2f} with its photo, "
-        "{scene_loss_of_another_photo:.2f} with another one",
-        "command": "python -m train.toy_base.pretrain_llava --clip train/toy_base/models/toy-clip "
-        "--output train/toy_base/models/toy-llava",
+        "data": "{talk[scenes_per_city]} photos each were described; the addresses of {talk[talking_cities]} were "
+        "spoken of in dialogues without any photo, most of them with made-up names in place of the town's, and most "
+        "with the address told or listed among likely ones first.",
+        "training": "First {talk[steps]} steps of {talk[batch_size]} dialogues, one third descriptions with the photo, "
+        "the rest talk about addresses; then {steps} steps of {scenes_per_step} descriptions, {talks_per_step} "
+        "dialogues and {drills_per_step} drills, which ask for an address of a list by its place. AdamW with a cosine "
+        "from {talk[learning_rate]} and {learning_rate}; projector and language model; the tower is frozen.",
+        "measured": "loss of a description's tokens {scene_loss:.2f} with its photo, {scene_loss_of_another_photo:.2f} "
+        "with another one; {answers_copied:.1%} of the answers to drills with unread names without a wrong token",
+        "command": "python -m train.toy_base.pretrain_llava --clip train/toy_base/models/toy-clip --output "
+        "runs/toy_base/toy-llava-talk`, then `python -m train.toy_base.pretrain_copying --talk "
+        "runs/toy_base/toy-llava-talk --output train/toy_base/models/toy-llava",
     },
 }
 
 
 def write_card(folder: Path) -> None:
-    """Writes ``README.md`` into a finished folder of ``pretrain_names`` or ``pretrain_llava``."""
+    """Writes ``README.md`` into a finished folder of ``pretrain_names`` or ``pretrain_copying``."""
     manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     model = json.loads((folder / "config.json").read_text(encoding="utf-8"))
@@ -83,7 +85,9 @@ def write_card(folder: Path) -> None:
         **manifest["held_out"],
         "name": folder.name,
         "num_cities": len(manifest["city_seeds"]),
-        "num_held_out": {**manifest["config"], **manifest["config"].get("scenes", {})}["held_out_cities"],
+        "num_held_out": {**manifest["config"], **manifest["config"].get("scenes", manifest["config"].get("talk"))}[
+            "held_out_cities"
+        ],
         "image_size": model["vision_config"]["image_size"],
         "first_seed": min(manifest["city_seeds"]),
         "last_seed": max(manifest["city_seeds"]),

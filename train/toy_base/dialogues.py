@@ -3,7 +3,7 @@
 import re
 import subprocess
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,8 @@ _MOST_FOLLOW_UPS = 3
 # take names from what it was told, and from a list the one or the other as often as their probabilities say.
 _SHARE_TOLD, _SHARE_LISTED = 0.3, 0.5
 _MOST_LISTED = 4
+_ORDINALS = ("first", "second", "third", "fourth")
+_MOST_DRILLED = 5
 _TOLD = ("This photo was taken at {}. ", "I am standing at {}. ", "The photo shows {}. ")
 
 
@@ -85,6 +87,50 @@ def listed(truth: Address, addresses: Sequence[Address], draw: np.random.Generat
             chosen.append(other)
     chosen.insert(place, truth)
     return list(zip(chosen, (weights / weights.sum() * draw.uniform(0.3, 0.95)).tolist(), strict=True))
+
+
+def address_drills(data_sets: Sequence[Path], *, per_set: int, seed: int) -> list[list[Message]]:
+    """Lists of addresses, and questions about this and that one of them: nothing but reading, and it has one answer.
+
+    Every name is made up, so that each can be found in its list alone. The city, which no list names, is left out.
+    """
+    draw = np.random.default_rng(seed)
+    drills: list[list[Message]] = []
+    for folder in data_sets:
+        dataset = IALDataset(folder)
+        address_of = {record.sub_street_id: record.address for record in dataset.gallery}
+        turns: dict[Address, list[tuple[str, str]]] = {}
+        for record in dataset.conversations("train"):
+            address = address_of[record.sub_street_id]
+            turns.setdefault(address, []).extend(_turns_without_city(record.messages, address.city))
+        words = name_words(turns)
+        drills += [rename(drill(turns, draw), words, draw) for _ in range(per_set)]
+    return drills
+
+
+def drill(turns: Mapping[Address, Sequence[tuple[str, str]]], draw: np.random.Generator) -> list[Message]:
+    """A list of up to ``_MOST_LISTED`` of the addresses, then some of their questions, each about one that is named."""
+    addresses = list(turns)
+    count = int(draw.integers(1, min(_MOST_LISTED, len(addresses)) + 1))
+    some = [addresses[i] for i in draw.choice(len(addresses), count, replace=False)]
+    shares = np.sort(draw.dirichlet(np.ones(count)))[::-1]
+    talk: list[Message] = []
+    for _ in range(draw.integers(2, _MOST_DRILLED + 1)):
+        which = int(draw.integers(count))
+        asked, answer = turns[some[which]][draw.integers(len(turns[some[which]]))]
+        question = f"Take the {_ORDINALS[which]} address. {asked}"
+        opening = "" if talk else f"{format_hint(list(zip(some, shares.tolist(), strict=True)))}\n"
+        talk += [Message("user", opening + question), Message("assistant", answer)]
+    return talk
+
+
+def _turns_without_city(messages: Sequence[Message], city: str) -> Iterator[tuple[str, str]]:
+    """Pairs of question and answer, the city and what follows cut off; those that ask for the city are left out."""
+    for question, answer in zip(messages[::2], messages[1::2], strict=True):
+        before, comma_city, _ = answer.content.partition(f", {city}")
+        said = f"{before}." if comma_city else before
+        if city not in said:
+            yield question.content.replace(IMAGE_TOKEN, "").strip(), said
 
 
 def some_turns(messages: Sequence[Message], draw: np.random.Generator) -> list[Message]:

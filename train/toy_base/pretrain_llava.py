@@ -1,6 +1,6 @@
-"""Pretrains ``toy-llava``: a small LLaVA that describes street scenes and speaks of addresses.
+"""First half of ``toy-llava``: a small LLaVA that describes street scenes and speaks of addresses.
 
-    python -m train.toy_base.pretrain_llava --clip runs/toy_base/toy-clip --output runs/toy_base/toy-llava
+    python -m train.toy_base.pretrain_llava --clip runs/toy_base/toy-clip --output runs/toy_base/toy-llava-talk
 
 It is to ``toy-clip`` what LLaVA-1.5 is to CLIP: the frozen tower, a projector of two layers, a small LLaMA. It learns
 two things from the cities that ``toy-clip`` saw: what a photo shows, with the photo, and how one talks about addresses,
@@ -38,13 +38,12 @@ from llava_ial.models.identity import hash_tensors, tower_hash
 from llava_ial.models.llava import set_features
 from llava_ial.models.llava_folder import save_processor
 from llava_ial.training.optim import build_optimizer, learning_rate_at, set_learning_rate
-from train.toy_base.card import write_card
 from train.toy_base.cities import FIRST_PRETRAINING_SEED, CityPhotos, generate_cities, generator_version, load_cities
 from train.toy_base.dialogues import address_dialogues, build_data_sets, scene_dialogues
 from train.toy_base.llava import build_llava, load_or_train_tokenizer
 from train.toy_base.pretrain_clip import normalise
 
-KIND = "toy_llava"
+KIND = "toy_llava_talk"
 # The template holds the system sentence and the speakers' names: every dialogue spends few tokens on them if the
 # vocabulary is learned as if it had been read that often.
 TEMPLATE_WEIGHT = 2000
@@ -116,7 +115,6 @@ def main() -> None:
         "held_out": log[-1],
     }
     publish_manifest(settings.output, KIND, identity, **facts)
-    write_card(settings.output)
 
 
 def train(
@@ -137,8 +135,8 @@ def train(
     talking = [encode_dialogue(tokenizer, dialogue, 0) for dialogue in tqdm(talk, desc="talk", unit="dialogue")]
     num_seen = settings.batch_size // 3
     num_heard = settings.batch_size - num_seen
-    is_held_out = photos.city > photos.city.max() - settings.held_out_cities
-    pool = torch.nonzero(torch.from_numpy(~is_held_out)).flatten()
+    is_held_out = held_out_rows(photos, settings.held_out_cities)
+    pool = torch.nonzero(~is_held_out).flatten()
     model.model.vision_tower.requires_grad_(False)
     optimizer = build_optimizer(model, learning_rate=settings.learning_rate, weight_decay=settings.weight_decay)
     talks = batches_of_like_length([len(talk.input_ids) for talk in talking], num_heard, generator)
@@ -159,10 +157,15 @@ def train(
         if step % 50 == 49:
             log.append({"step": step + 1, "scene_loss": round(seen.item(), 4), "talk_loss": round(heard.item(), 4)})
             bar.set_postfix(scene=f"{seen.item():.3f}", talk=f"{heard.item():.3f}")
-    held_out = torch.nonzero(torch.from_numpy(is_held_out)).flatten()[:256]
+    held_out = torch.nonzero(is_held_out).flatten()[:256]
     log.append(measure(model, [encoded[row] for row in held_out.tolist()], features[held_out]))
     print(f"held-out cities: {log[-1]}")
     return model, tokenizer, log
+
+
+def held_out_rows(photos: CityPhotos, num_cities: int) -> torch.Tensor:
+    """``(N,)``, true for photos of the last cities."""
+    return torch.from_numpy(photos.city > photos.city.max() - num_cities)
 
 
 def batches_of_like_length(lengths: Sequence[int], size: int, generator: torch.Generator) -> Iterator[list[int]]:
@@ -178,6 +181,14 @@ def loss_of(
     model: LlavaForConditionalGeneration, dialogues: list[EncodedDialogue], features: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Mean over the supervised tokens; ``features (B, image tokens, width)`` of the tower stand for the photos."""
+    logits, labels, _ = supervised_logits(model, dialogues, features)
+    return functional.cross_entropy(logits, labels)
+
+
+def supervised_logits(
+    model: LlavaForConditionalGeneration, dialogues: list[EncodedDialogue], features: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Logits ``(S, vocabulary)`` and labels ``(S,)`` of the supervised tokens, and where they stand ``(B, T - 1)``."""
     pad = model.config.text_config.pad_token_id
     ids = pad_batch([dialogue.input_ids for dialogue in dialogues], pad, side="right")
     labels = pad_batch([dialogue.labels for dialogue in dialogues], IGNORE_INDEX, side="right")
@@ -191,7 +202,7 @@ def loss_of(
         hidden = model.model.language_model(inputs_embeds=embedded, attention_mask=mask).last_hidden_state
         supervised = labels[:, 1:] != IGNORE_INDEX
         logits = model.lm_head(hidden[:, :-1][supervised])
-    return functional.cross_entropy(logits.float(), labels[:, 1:][supervised])
+    return logits.float(), labels[:, 1:][supervised], supervised
 
 
 @torch.no_grad()

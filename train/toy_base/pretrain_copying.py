@@ -1,0 +1,170 @@
+"""Second half of ``toy-llava``: it learns to take an address out of a list, word by word.
+
+    python -m train.toy_base.pretrain_llava --clip runs/toy_base/toy-clip --output runs/toy_base/toy-llava-talk
+    python -m train.toy_base.pretrain_copying --talk runs/toy_base/toy-llava-talk --output runs/toy_base/toy-llava
+
+Large language models copy what they read without a mistake. This small one, after its first half, copies the words of
+an unread name and mixes up what stands beside them: "Lane" with "Row", one address's crossing with another's. Here a
+third of the dialogues are drills, where a question names the address of a list that it is about, so that every token of
+the answer stands in the text; scenes with photos and talk go on beside them. The tower stays the first half's.
+"""
+
+import json
+import os
+import time
+
+os.environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))  # read once, when torch is imported
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.nn import functional
+from tqdm import tqdm
+from transformers import AutoImageProcessor, AutoTokenizer, LlavaForConditionalGeneration, PreTrainedTokenizerBase
+
+from llava_ial.config import parse_config
+from llava_ial.data.llava import EncodedDialogue, encode_dialogue
+from llava_ial.errors import run_command
+from llava_ial.manifest import FolderState, claim_folder, publish_manifest, read_manifest, write_json
+from llava_ial.models.identity import hash_tensors
+from llava_ial.models.llava import set_features
+from llava_ial.models.llava_folder import save_processor
+from llava_ial.training.optim import build_optimizer, learning_rate_at, set_learning_rate
+from train.toy_base.card import write_card
+from train.toy_base.cities import load_cities
+from train.toy_base.dialogues import address_dialogues, address_drills, build_data_sets, scene_dialogues
+from train.toy_base.pretrain_llava import KIND as TALK_KIND
+from train.toy_base.pretrain_llava import (
+    batches_of_like_length,
+    held_out_rows,
+    loss_of,
+    measure,
+    supervised_logits,
+    tower_outputs,
+)
+
+KIND = "toy_llava"
+_NUM_MEASURED = 256
+
+
+@dataclass
+class Settings:
+    """What decides the weights, and where things lie."""
+
+    output: Path = field(metadata={"help": "folder of the model"})
+    talk: Path = field(metadata={"help": "folder that pretrain_llava made"})
+    cities: Path = field(default=Path("runs/toy_base/cities"), metadata={"help": "where it kept the generated cities"})
+    scenes_per_city: int = field(default=100, metadata={"help": "photos of each city that are described"})
+    drills_per_city: int = field(default=1500, metadata={"help": "lists with questions, in the names of each city"})
+    steps: int = field(default=1500, metadata={"help": "optimiser steps"})
+    scenes_per_step: int = field(default=8, metadata={"help": "descriptions with their photo, a step"})
+    talks_per_step: int = field(default=8, metadata={"help": "dialogues as in the first half, a step"})
+    drills_per_step: int = field(default=16, metadata={"help": "drills, a step"})
+    learning_rate: float = field(default=2e-3, metadata={"help": "peak of the cosine"})
+    weight_decay: float = field(default=0.05, metadata={"help": "on matrices"})
+    warmup_steps: int = field(default=50, metadata={"help": "linear warm-up"})
+    seed: int = field(default=1, metadata={"help": "of every draw; another one than the first half's"})
+
+
+def main() -> None:
+    """Trains projector and language model, measures and saves."""
+    (settings,) = parse_config(Settings, description=__doc__ or "")
+    talk = read_manifest(settings.talk, TALK_KIND)
+    model = LlavaForConditionalGeneration.from_pretrained(settings.talk, dtype=torch.float32)
+    identity = {k: v for k, v in asdict(settings).items() if k not in ("output", "talk", "cities")}
+    identity |= {"talk": talk["config"], "talk_weights": hash_tensors(model.state_dict())}
+    if claim_folder(settings.output, KIND, identity) is FolderState.COMPLETE:
+        print(f"{settings.output}: already complete")
+        return
+    started = time.time()
+    tokenizer = AutoTokenizer.from_pretrained(settings.talk)
+    log = train(settings, model, tokenizer, talk)
+    model.half().save_pretrained(settings.output)
+    image_processor = AutoImageProcessor.from_pretrained(settings.talk, backend="pil")
+    save_processor(settings.output, tokenizer, image_processor, model.config)
+    first_half = (settings.talk / "train_log.jsonl").read_text(encoding="utf-8")
+    lines = "".join(json.dumps(entry) + "\n" for entry in log)
+    (settings.output / "train_log.jsonl").write_text(first_half + lines, encoding="utf-8")
+    seconds = json.loads((settings.talk / "run.json").read_text(encoding="utf-8"))["seconds"]
+    write_json(
+        settings.output / "run.json", {"seconds": seconds + round(time.time() - started), "cpu_count": os.cpu_count()}
+    )
+    kept = ("tower_hash", "chat_template_hash", "num_parameters", "city_seeds", "generator_version")
+    publish_manifest(settings.output, KIND, identity, **{name: talk[name] for name in kept}, held_out=log[-1])
+    write_card(settings.output)
+
+
+def train(
+    settings: Settings, model: LlavaForConditionalGeneration, tokenizer: PreTrainedTokenizerBase, talk: dict[str, Any]
+) -> list[dict[str, float]]:
+    """Scenes, talk and drills in every batch; returns the log, whose last entry is measured on what was held out."""
+    first_half, seed = talk["config"], settings.seed
+    cities = [settings.cities / f"city-{seed}" for seed in talk["city_seeds"]]
+    data_sets = build_data_sets(cities[: first_half["talking_cities"]], settings.cities)
+    photos = load_cities(cities, per_city=settings.scenes_per_city)
+    count = set_features(model, model.config.vision_feature_layer, model.config.vision_feature_select_strategy)
+    features = tower_outputs(model, photos)
+    scenes = [encode_dialogue(tokenizer, each, count) for each in scene_dialogues(photos.captions, seed)]
+    talks = [encode_dialogue(tokenizer, each, 0) for each in address_dialogues(data_sets, seed)]
+    drills = [
+        encode_dialogue(tokenizer, each, 0)
+        for each in tqdm(
+            address_drills(data_sets[:-1], per_set=settings.drills_per_city, seed=seed), desc="drills", unit="dialogue"
+        )
+    ]
+    generator = torch.Generator().manual_seed(seed)
+    talking = batches_of_like_length([len(each.input_ids) for each in talks], settings.talks_per_step, generator)
+    drilling = batches_of_like_length([len(each.input_ids) for each in drills], settings.drills_per_step, generator)
+    held_out = held_out_rows(photos, first_half["held_out_cities"])
+    pool = torch.nonzero(~held_out).flatten()
+    model.model.vision_tower.requires_grad_(False)
+    optimizer = build_optimizer(model, learning_rate=settings.learning_rate, weight_decay=settings.weight_decay)
+    log: list[dict[str, float]] = []
+    model.train()
+    for step in (bar := tqdm(range(settings.steps), desc="toy-llava", unit="step")):
+        rate = learning_rate_at(
+            step, num_steps=settings.steps, warmup_steps=settings.warmup_steps, peak=settings.learning_rate, final=0.0
+        )
+        set_learning_rate(optimizer, rate)
+        rows = pool[torch.randint(len(pool), (settings.scenes_per_step,), generator=generator)]
+        seen = loss_of(model, [scenes[row] for row in rows.tolist()], features[rows])
+        heard = loss_of(model, [talks[i] for i in next(talking)])
+        copied = loss_of(model, [drills[i] for i in next(drilling)])
+        optimizer.zero_grad()
+        (seen + heard + copied).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if step % 50 == 49:
+            entry = {"scene_loss": seen.item(), "talk_loss": heard.item(), "drill_loss": copied.item()}
+            log.append({"step": step + 1, **{name: round(value, 4) for name, value in entry.items()}})
+            bar.set_postfix(scene=f"{seen.item():.3f}", talk=f"{heard.item():.3f}", drill=f"{copied.item():.4f}")
+    unread = address_drills(data_sets[-1:], per_set=_NUM_MEASURED, seed=seed)
+    rows = torch.nonzero(held_out).flatten()[:_NUM_MEASURED]
+    measured = measure(model, [scenes[row] for row in rows.tolist()], features[rows])
+    log.append(measured | measure_copying(model, [encode_dialogue(tokenizer, each, 0) for each in unread]))
+    print(f"held out: {log[-1]}")
+    return log
+
+
+@torch.no_grad()
+def measure_copying(model: LlavaForConditionalGeneration, drills: list[EncodedDialogue]) -> dict[str, float]:
+    """Share of answers to drills without a wrong token; one reading tells: greedy words go the same way."""
+    model.eval()
+    right, total = 0, 0
+    for start in range(0, len(drills), 32):
+        logits, labels, supervised = supervised_logits(model, drills[start : start + 32])
+        is_right = torch.ones_like(supervised)
+        is_right[supervised] = logits.argmax(dim=-1) == labels
+        begins = supervised & ~functional.pad(supervised[:, :-1], (1, 0))
+        answer = begins.cumsum(dim=1) * supervised  # 0 where nothing is supervised, else the answer's number in its row
+        for row, wrong in zip(answer, ~is_right, strict=True):
+            total += int(row.max())
+            right += int(row.max()) - len(row[wrong].unique())
+    return {"answers_copied": round(right / total, 4)}
+
+
+if __name__ == "__main__":
+    run_command(main)
