@@ -32,6 +32,7 @@ _SHARE_TOLD, _SHARE_LISTED = 0.3, 0.5
 _MOST_LISTED = 4
 _ORDINALS = ("first", "second", "third", "fourth")
 _MOST_DRILLED = 5
+_SHARE_NEAR = 0.7
 _TOLD = ("This photo was taken at {}. ", "I am standing at {}. ", "The photo shows {}. ")
 
 
@@ -109,10 +110,17 @@ def address_drills(data_sets: Sequence[Path], *, per_set: int, seed: int) -> lis
 
 
 def drill(turns: Mapping[Address, Sequence[tuple[str, str]]], draw: np.random.Generator) -> list[Message]:
-    """A list of up to ``_MOST_LISTED`` of the addresses, then some of their questions, each about one that is named."""
-    addresses = list(turns)
+    """A list of up to ``_MOST_LISTED`` of the addresses, then some of their questions, each about one that is named.
+
+    Most of them touch each other, as an encoder's candidates do: what stands after "Oak Road, between" is in it twice.
+    """
+    addresses = [list(turns)[i] for i in draw.permutation(len(turns))]
     count = int(draw.integers(1, min(_MOST_LISTED, len(addresses)) + 1))
-    some = [addresses[i] for i in draw.choice(len(addresses), count, replace=False)]
+    some = [addresses.pop()]
+    while len(some) < count:
+        near = [i for i, address in enumerate(addresses) if _streets(address) & _streets(some[0])]
+        some.append(addresses.pop(near[0] if near and draw.random() < _SHARE_NEAR else 0))
+    some = [some[i] for i in draw.permutation(count)]
     shares = np.sort(draw.dirichlet(np.ones(count)))[::-1]
     talk: list[Message] = []
     for _ in range(draw.integers(2, _MOST_DRILLED + 1)):
@@ -122,6 +130,10 @@ def drill(turns: Mapping[Address, Sequence[tuple[str, str]]], draw: np.random.Ge
         opening = "" if talk else f"{format_hint(list(zip(some, shares.tolist(), strict=True)))}\n"
         talk += [Message("user", opening + question), Message("assistant", answer)]
     return talk
+
+
+def _streets(address: Address) -> set[str]:
+    return {address.street, *(cross.street for cross in address.cross_streets)}
 
 
 def _turns_without_city(messages: Sequence[Message], city: str) -> Iterator[tuple[str, str]]:
