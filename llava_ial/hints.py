@@ -32,11 +32,13 @@ class HintSettings:
 
 def format_hint(likeliest: Sequence[tuple[Address, float]]) -> str:
     """One line of addresses with their probabilities, best first; the city, the same for all, is left out."""
-    parts = [
-        f"{format_spoken(replace(address, city='', region='', country=''))} {round(100 * probability)}%"
-        for address, probability in likeliest
-    ]
+    parts = [f"{hinted_name(address)} {round(100 * probability)}%" for address, probability in likeliest]
     return HINT.format(addresses="; ".join(parts))
+
+
+def hinted_name(address: Address) -> str:
+    """An address as it stands in a hint."""
+    return format_spoken(replace(address, city="", region="", country=""))
 
 
 def with_hint(messages: Sequence[Message], hint: str) -> list[Message]:

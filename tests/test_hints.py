@@ -17,7 +17,7 @@ from llava_ial.evaluation.against_encoder import against_encoder
 from llava_ial.evaluation.metrics import Truth, score_answers
 from llava_ial.evaluation.ranking import RankedPhoto
 from llava_ial.gazetteer import Gazetteer
-from llava_ial.hints import HintSettings, format_hint, with_hint
+from llava_ial.hints import HintSettings, format_hint, hinted_name, with_hint
 from llava_ial.inference import AddressPredictor
 from llava_ial.manifest import read_manifest
 from llava_ial.models.greedy import greedy_tokens
@@ -108,7 +108,7 @@ def crowd(tmp_path_factory: pytest.TempPathFactory) -> IALDataset:
 
 def test_hints_of_training_photos_are_as_often_right_as_of_others(crowd: IALDataset) -> None:
     encoder = KnowsItsPhotos(crowd)
-    hints = build_hints(encoder, crowd, HintPlan(3, 0.0, 0.0, seed=0), None)  # type: ignore[arg-type]
+    hints = build_hints(encoder, crowd, HintPlan(3, 0.0, 0.0, keeps_misses=True, seed=0), None)  # type: ignore[arg-type]
     val, train, noisy = hints.right_first
     assert (val, train) == (0.5, 1.0)
     assert noisy == pytest.approx(0.5, abs=0.08)
@@ -121,16 +121,41 @@ def test_hints_of_training_photos_are_as_often_right_as_of_others(crowd: IALData
 
 def test_some_have_no_hint_and_some_another_photos(crowd: IALDataset) -> None:
     encoder = KnowsItsPhotos(crowd)
-    none = build_hints(encoder, crowd, HintPlan(3, 0.3, 0.0, seed=0), None).train  # type: ignore[arg-type]
+    none = build_hints(encoder, crowd, HintPlan(3, 0.3, 0.0, keeps_misses=True, seed=0), None).train  # type: ignore[arg-type]
     assert 0.2 < none.count("") / len(none) < 0.4
-    own = build_hints(encoder, crowd, HintPlan(3, 0.0, 0.0, seed=0), "val")  # type: ignore[arg-type]
-    others = build_hints(encoder, crowd, HintPlan(3, 0.0, 0.4, seed=0), "val")  # type: ignore[arg-type]
+    own = build_hints(encoder, crowd, HintPlan(3, 0.0, 0.0, keeps_misses=True, seed=0), "val")  # type: ignore[arg-type]
+    others = build_hints(encoder, crowd, HintPlan(3, 0.0, 0.4, keeps_misses=True, seed=0), "val")  # type: ignore[arg-type]
     assert own.own == others.own, "what is measured on is told what inference tells"
     assert set(own.own) == {sample.photo.image_id for sample in crowd.samples("val")}
     changed = sum(a != b for a, b in zip(own.train, others.train, strict=True)) / len(own.train)
     assert 0.1 < changed < 0.45, "some of the others are of the same address"
-    assert build_hints(encoder, crowd, HintPlan(3, 0.0, 0.4, seed=0), None).train == others.train  # type: ignore[arg-type]
-    assert build_hints(encoder, crowd, HintPlan(3, 0.0, 0.4, seed=1), None).train != others.train  # type: ignore[arg-type]
+    assert build_hints(encoder, crowd, HintPlan(3, 0.0, 0.4, keeps_misses=True, seed=0), None).train == others.train  # type: ignore[arg-type]
+    assert build_hints(encoder, crowd, HintPlan(3, 0.0, 0.4, keeps_misses=True, seed=1), None).train != others.train  # type: ignore[arg-type]
+
+
+class NamesAddresses(KnowsItsPhotos):
+    """The same, in the words of real hints."""
+
+    def hints_of(self, cosines: torch.Tensor, settings: HintSettings) -> list[str]:
+        best = cosines.topk(2, dim=1).indices.tolist()
+        return [format_hint([(self.gallery[row].address, 0.4) for row in rows]) for rows in best]
+
+
+def test_hints_without_the_truth_can_be_left_out(crowd: IALDataset) -> None:
+    encoder = NamesAddresses(crowd)
+
+    def train_hints(shuffled: float, *, keeps_misses: bool) -> list[str]:
+        plan = HintPlan(2, 0.0, shuffled, keeps_misses=keeps_misses, seed=0)
+        return build_hints(encoder, crowd, plan, None).train  # type: ignore[arg-type]
+
+    kept, some = train_hints(0.0, keeps_misses=True), train_hints(0.0, keeps_misses=False)
+    address_of = {record.sub_street_id: record.address for record in crowd.gallery}
+    truths = [hinted_name(address_of[record.sub_street_id]) for record in crowd.conversations("train")]
+    assert some == [hint if truth in hint else "" for hint, truth in zip(kept, truths, strict=True)]
+    assert 0.1 < some.count("") / len(some) < 0.6
+    mixed = train_hints(0.3, keeps_misses=False)
+    others = sum(bool(hint) and truth not in hint for hint, truth in zip(mixed, truths, strict=True))
+    assert 0.1 < others / len(mixed) < 0.3, "another photo's hints stay: they are there to mislead"
 
 
 def test_training_and_inference_see_the_same_prompt(
@@ -233,7 +258,7 @@ def test_what_cannot_be_asked_is_refused(tiny_folders: TinyFolders, tmp_path: Pa
 def test_hints_need_validation_photos(tmp_path: Path, tiny_folders: TinyFolders) -> None:
     dataset = IALDataset(build_tiny_dataset(tmp_path / "data", TinyWorld(num_val=0)))
     with pytest.raises(UserError, match=r"--hints 3 needs validation photos.* or take --hints 0"):
-        build_hints(AddressPredictor.from_pretrained(tiny_folders.llava), dataset, HintPlan(3, 0.1, 0.1, 0), None)
+        build_hints(AddressPredictor.from_pretrained(tiny_folders.llava), dataset, HintPlan(3, 0.1, 0.1, True, 0), None)
 
 
 def _ranked(name: str, truth: str, best: str, *, same_street: bool) -> RankedPhoto:

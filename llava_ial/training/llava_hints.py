@@ -19,7 +19,7 @@ from llava_ial import distributed
 from llava_ial.calibration import fit_temperature
 from llava_ial.data.dataset import IALDataset
 from llava_ial.errors import UserError
-from llava_ial.hints import HintSettings
+from llava_ial.hints import HintSettings, hinted_name
 from llava_ial.locating import Locator
 from llava_ial.models.photo_memory import panorama_key
 from llava_ial.records import ConversationRecord
@@ -38,12 +38,14 @@ class HintPlan:
         count: Addresses in a hint.
         dropout: Share of the training dialogues without one.
         shuffled: Share with another photo's.
+        keeps_misses: Whether a dialogue keeps a hint of its own photo that does not hold the truth.
         seed: Of all draws.
     """
 
     count: int
     dropout: float
     shuffled: float
+    keeps_misses: bool
     seed: int
 
 
@@ -111,10 +113,14 @@ def build_hints(locator: Locator, dataset: IALDataset, plan: HintPlan, measured_
     noisy = functional.normalize(torch.stack([features[name] for name in shown]) + sizes * torch.stack(moves), dim=-1)
     hints = witness.hints(noisy, shown, settings)
     measured = sorted({record.image_id for record in records[measured_split]}) if measured_split else []
+    spoken = {record.sub_street_id: hinted_name(record.address) for record in locator.gallery}
     own = witness.hints(torch.stack([features[name] for name in measured]), measured, settings) if measured else []
     return TrainingHints(
         settings,
-        ["" if _has_none(record, plan) else hint for record, hint in zip(records["train"], hints, strict=True)],
+        [
+            hint if _is_told(record, hint, plan, spoken) else ""
+            for record, hint in zip(records["train"], hints, strict=True)
+        ],
         dict(zip(measured, own, strict=True)),
         noise,
         (right_on_val, rates.with_noise(0.0), rates.with_noise(noise)),
@@ -150,8 +156,14 @@ def _shown_photo(record: ConversationRecord, others: Sequence[str], plan: HintPl
     return record.image_id
 
 
-def _has_none(record: ConversationRecord, plan: HintPlan) -> bool:
-    return bool(_draw(plan.seed, record.conversation_id, "which").random() < plan.dropout)
+def _is_told(record: ConversationRecord, hint: str, plan: HintPlan, spoken: dict[str, str]) -> bool:
+    """Whether a dialogue gets its hint; ``spoken`` is what a hint says of each address."""
+    which = _draw(plan.seed, record.conversation_id, "which").random()
+    if which < plan.dropout:
+        return False
+    is_own = which >= plan.dropout + plan.shuffled
+    truth = spoken.get(record.sub_street_id, "")
+    return plan.keeps_misses or not is_own or any(f"{before} {truth} " in hint for before in ":;")
 
 
 def _difference(train: torch.Tensor, name: str, seed: int) -> torch.Tensor:

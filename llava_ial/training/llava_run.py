@@ -194,7 +194,9 @@ def _hints(settings: LlavaSettings, arguments: LlavaArguments, dataset: IALDatas
     with whole_tensors(arguments):
         device = "cpu" if arguments.device.type == "cpu" else str(arguments.device)
         locator = Locator(load_encoder(settings.stage1, device))
-    plan = HintPlan(settings.hints, settings.hint_dropout, settings.hint_shuffle, arguments.seed)
+    plan = HintPlan(
+        settings.hints, settings.hint_dropout, settings.hint_shuffle, settings.hint_misses == "keep", arguments.seed
+    )
     return build_hints(locator, dataset, plan, settings.eval_split if is_measured(arguments) else None)
 
 

@@ -21,6 +21,7 @@ _ALLOWED = {
     "base_dtype": ("auto", "float32", "bfloat16"),
     "tune_vision_tower": TOWER_TUNING,
     "publish": ("last", "best"),
+    "hint_misses": ("keep", "leave_out"),
 }
 
 
@@ -80,6 +81,10 @@ class LlavaSettings:
     )
     hint_dropout: float = field(default=0.1, metadata={"help": "share of the training dialogues without hints"})
     hint_shuffle: float = field(default=0.05, metadata={"help": "share with the hints of another photo"})
+    hint_misses: str = field(
+        default="leave_out",
+        metadata={"help": "hints of training photos among which the truth is not: keep, or leave_out"},
+    )
     max_length: int = field(default=2048, metadata={"help": "most tokens of a dialogue, image tokens counted"})
     photos_in_memory: int = field(
         default=0, metadata={"help": "decoded photos that each process keeps; for data sets of a few hundred photos"}
