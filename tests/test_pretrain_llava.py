@@ -28,6 +28,7 @@ def test_a_few_steps_of_both_halves_write_a_plain_llava_folder(tmp_path: Path) -
     )
     assert made.returncode == 0, made.stderr
     second = ["--talk", str(first), "--output", str(last), *cities, *short, "--drills_per_city=20"]
+    second += ["--scenes_per_step=2", "--talks_per_step=2", "--drills_per_step=4"]
     made = _run("pretrain_copying", *second)
     assert made.returncode == 0, made.stderr
     assert _run("pretrain_copying", *second).stdout.endswith("already complete\n")
