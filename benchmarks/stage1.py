@@ -2,6 +2,8 @@
 
     python benchmarks/stage1.py                   ViT-B/16 with random weights (speed does not depend on them)
     python benchmarks/stage1.py --size toy        a small model, in seconds
+    python benchmarks/stage1.py --open_clip runs/open_clip    against open_clip's training step, too; its environment is
+                                                  made in that folder, once: some gigabytes are fetched
 
 Writes benchmarks/results/stage1.json and prints it. Timed parts take turns, so that a busy machine slows all of them;
 medians are compared. Memory is the peak of a fresh process.
@@ -13,6 +15,7 @@ os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0))
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import datetime
 import json
 import socket
 import statistics
@@ -33,13 +36,14 @@ from torch.nn.functional import normalize
 from torch.utils.data import DataLoader
 from transformers import AutoImageProcessor, AutoTokenizer, CLIPConfig, CLIPModel
 
+from benchmarks._against_open_clip import make_environment, measure_against
 from llava_ial import distributed
 from llava_ial.config import parse_config
 from llava_ial.data.clip import ClipCollator, ClipPhotos, clip_examples
 from llava_ial.data.dataset import IALDataset
 from llava_ial.data.images import load_photo
 from llava_ial.data.pixels import PhotoPixels
-from llava_ial.errors import run_command
+from llava_ial.errors import UserError, run_command
 from llava_ial.manifest import write_json
 from llava_ial.models.address_clip import AddressCLIP
 from llava_ial.models.losses import LossWeights, Truths, address_clip_losses
@@ -66,12 +70,20 @@ class BenchmarkConfig:
     text_batch: int = field(default=64, metadata={"help": "rows of the batch in which texts are encoded once or each"})
     repeats: int = field(default=3, metadata={"help": "turns of each timed part, after one that is not counted"})
     loss_batch: int = field(default=2048, metadata={"help": "rows of the batch whose loss processes share"})
+    open_clip: Path | None = field(
+        default=None, metadata={"help": "environment with open_clip to compare with, made there if it is missing"}
+    )
     output: Path = field(default=RESULTS, metadata={"help": "JSON to write"})
 
 
 def main() -> None:
     """Measures everything, one after the other."""
     (config,) = parse_config(BenchmarkConfig, description=__doc__ or "")
+    if config.size not in SIZES:
+        raise UserError(f"--size {config.size}: allowed: {', '.join(SIZES)}")
+    if config.open_clip and config.size != "b16":
+        raise UserError(f"--size {config.size}: allowed with --open_clip: b16, which both have")
+    peer = make_environment(config.open_clip) if config.open_clip else None
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         world = TinyWorld(num_train=max(64, config.batch_size), width=640, height=480)
@@ -79,6 +91,7 @@ def main() -> None:
         build_tiny_base_clip(folder / "base", folder / "data")
         results = {
             "machine": f"{len(os.sched_getaffinity(0))} CPU cores",
+            "date": datetime.date.today().isoformat(),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "size": config.size,
@@ -88,6 +101,10 @@ def main() -> None:
             "memory": measure_memory(config, folder),
             "shared_loss": measure_shared_loss(config),
         }
+    if peer:
+        results["open_clip"] = measure_against(
+            peer, "b16", batch_size=config.batch_size, steps=max(1, config.repeats - 1), turns=config.repeats
+        )
     write_json(config.output, results)
     print(json.dumps(results, indent=2))
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import torch
 from PIL import Image
@@ -70,12 +70,28 @@ class Locator:
         self.gallery = encoder.gallery
         self.calibration = encoder.calibration
 
-    def locate(self, photo: Photo, top_k: int = 5) -> list[Candidate]:
-        """The likeliest addresses of a photo, best first."""
+    @overload
+    def locate(self, photo: Photo, top_k: int = 5) -> list[Candidate]: ...
+
+    @overload
+    def locate(self, photo: Photo, top_k: int = 5, *, candidates: Sequence[str]) -> list[tuple[str, float]]: ...
+
+    def locate(
+        self, photo: Photo, top_k: int = 5, *, candidates: Sequence[str] | None = None
+    ) -> list[Candidate] | list[tuple[str, float]]:
+        """The likeliest addresses of a photo, best first: of the gallery, or of any ``candidates``.
+
+        Args:
+            photo: File or picture.
+            top_k: How many.
+            candidates: As of ``locate_among``; what comes then are pairs of text and probability.
+        """
+        if candidates is not None:
+            return self.locate_among(photo, candidates)[:top_k]
         return self.locate_batch([photo], top_k)[0]
 
     def locate_among(self, photo: Photo, texts: Sequence[str]) -> list[tuple[str, float]]:
-        """The likeliest of any texts, best first, with probabilities among them.
+        """All of any texts, likeliest first, with probabilities among them.
 
         The texts may be streets, neighbourhoods or descriptions in anybody's words; they need not be in the gallery.
         The temperature of a calibration was fitted on the gallery's addresses.

@@ -10,7 +10,7 @@ from llava_ial.errors import UserError
 from llava_ial.manifest import read_manifest
 from tests.tiny_world import build_tiny_base_clip, build_tiny_dataset
 from train import ablation
-from train.ablation import LOSSES, AblationSettings
+from train.ablation_settings import LOSSES, AblationSettings
 from train.ablation_tables import MethodResult, format_tables
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -53,12 +53,27 @@ def test_the_config_of_the_toy_city_is_read_and_possible():
     assert "--num_epochs" in settings.stage1_options
 
 
+@pytest.mark.parametrize(("name", "value", "why"), [
+    ("stage1_options", "--batch_size=0", "CLIP . address: --batch_size 0"),
+    ("prompt_options", "--depth=0", "--prompt_options: --depth 0: allowed: at least 1"),
+    ("parallel", 0, "--parallel 0: allowed: at least 1"),
+])  # fmt: skip
+def test_options_of_trainings_are_checked_before_the_first_one(name: str, value: object, why: str):
+    settings = AblationSettings(Path(), "", Path())
+    setattr(settings, name, value)
+    with pytest.raises(UserError, match=why):
+        settings.refuse_impossible()
+
+
 @pytest.mark.parametrize(
     ("given", "why"),
     [
         (["--methods", "CLAP"], "--methods CLAP: allowed: zero-shot CLIP"),
         (["--methods", "retrieval of training photos"], "add that too"),
         (["--variants", "--positives=multi"], "NAME: --option"),
+        (["--variants", "AddressCLIP: --positives=multi"], "'addressclip' twice"),
+        (["--variants", "multi: --positives=all"], "multi: --positives all: allowed: paper, multi, geo"),
+        (["--variants", "fast: --speed=2"], "fast: unknown option --speed=2"),
     ],
 )
 def test_mistakes_are_named(given: list[str], why: str):
@@ -76,7 +91,8 @@ def test_methods_are_run_once_each_and_measured_alike(tmp_path: Path, monkeypatc
     config.write_text(
         "seeds: [3]\neval_split: train\n"
         "methods: [zero-shot CLIP, AddressCLIP, CLIP + CoOp, retrieval of training photos]\n"
-        "variants: ['multi: --positives=multi']\n"
+        "variants: ['multi: --positives=multi', 'three views and memory: --views=3 --memory_weight=3']\n"
+        f"retrieval_features: ['{base}']\nparallel: 2\n"
         "stage1_options: --cpu=true --num_workers=0 --num_epochs=20 --batch_size=8 --learning_rate=3e-3\n"
         "prompt_options: --cpu=true --num_workers=0 --num_epochs=1\n"
     )
@@ -86,18 +102,24 @@ def test_methods_are_run_once_each_and_measured_alike(tmp_path: Path, monkeypatc
     ablation.main()
     read_manifest(output, "ablation")
     names = {path.stem for path in (output / "results").iterdir()}
-    assert names == {"zero_shot_clip", "addressclip", "clip_coop", "retrieval_of_training_photos", "multi"}
+    assert names == {"zero_shot_clip", "addressclip", "clip_coop", "retrieval_of_training_photos", "multi",
+                     "retrieval_of_training_photos_base", "three_views_and_memory"}  # fmt: skip
+    runs = {path.name for path in (output / "runs").iterdir() if path.is_dir()}
+    assert runs == {"addressclip-3", "multi-3", "clip_coop-3"}  # views and memory need no training of their own
     tuned = json.loads((output / "results" / "addressclip.json").read_text())
     stored = json.loads((output / "runs" / "addressclip-3" / "manifest.json").read_text())
     assert set(tuned["metrics"]["3"]) <= set(stored["config"]) | {"num_photos", "SSA@1", "SSA@5", "SA@1", "SA@5"}
     assert tuned["costs"]["3"]["seconds"] > 0 < tuned["costs"]["3"]["peak_bytes"]
+    viewed = json.loads((output / "results" / "three_views_and_memory.json").read_text())
+    assert viewed["costs"]["3"]["seconds"] == tuned["costs"]["3"]["seconds"]
+    assert tuned["costs"]["3"]["gallery_bytes"] == 8 * 32 * 4 < viewed["costs"]["3"]["gallery_bytes"]
     found = json.loads((output / "results" / "retrieval_of_training_photos.json").read_text())
     assert found["metrics"]["3"]["SSA@1"] == 1  # the training photos find themselves
     assert found["costs"]["3"]["gallery_bytes"] == 8 * (32 * 4 + 8)
     assert "## Losses" in capsys.readouterr().out
     (output / "manifest.json").rename(output / "building.json")
     (output / "results" / "multi.json").unlink()
-    monkeypatch.setattr(ablation.Ablation, "_rank", lambda *_: pytest.fail("a finished method ran again"))
+    monkeypatch.setattr(ablation.Ablation, "_locate", lambda *_: pytest.fail("a finished method ran again"))
     with pytest.raises(pytest.fail.Exception, match="ran again"):  # of "multi" alone: it reaches its ranking
         ablation.main()
     assert (output / "results" / "addressclip.json").exists()

@@ -266,6 +266,8 @@ def test_any_texts_can_be_candidates_and_the_gallerys_own_give_the_same_shares(t
     assert [share for _, share in among] == pytest.approx(expected.values.tolist(), abs=1e-5)
     streets = predictor.locate_among(photo, ["Amber Street", "somewhere in Birch Avenue"])
     assert sum(share for _, share in streets) == pytest.approx(1)
+    assert predictor.locate(photo, candidates=["Amber Street", "somewhere in Birch Avenue"]) == streets
+    assert predictor.locate(photo, 1, candidates=[record.verbose for record in predictor.gallery]) == among[:1]
     with pytest.raises(UserError, match="none to choose from"):
         predictor.locate_among(photo, [])
 

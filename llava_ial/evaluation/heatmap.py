@@ -21,6 +21,7 @@ from llava_ial.address import Address, format_canonical, format_spoken, format_v
 from llava_ial.config import parse_config
 from llava_ial.data.clip import clip_examples
 from llava_ial.data.dataset import IALDataset
+from llava_ial.data.views import ONE
 from llava_ial.errors import UserError, run_command
 from llava_ial.evaluation.feature_space import mid_ranks
 from llava_ial.evaluation.locate import encode_photos
@@ -56,14 +57,14 @@ def main() -> None:
     (settings,) = parse_config(HeatmapSettings, description=__doc__ or "")
     if settings.split not in SPLIT_NAMES:
         raise UserError(f"--split {settings.split}: allowed: {', '.join(SPLIT_NAMES)}")
-    read_manifest(settings.model, "address_clip")
+    manifest = read_manifest(settings.model, "address_clip")
     dataset = IALDataset(settings.data, settings.image_root)
     samples, rows = dataset.samples(settings.split), clip_examples(dataset, settings.split)
     model = AddressCLIP(load_dual_encoder(str(settings.model.resolve()))).to(settings.device).eval()
     tokenizer = AutoTokenizer.from_pretrained(settings.model)
     photos = encode_photos(
         model, rows, AutoImageProcessor.from_pretrained(settings.model, backend="pil"),
-        device=torch.device(settings.device), batch_size=64,
+        device=torch.device(settings.device), batch_size=64, views=str(manifest.get("views", ONE)),
     )  # fmt: skip
     if not len(photos.row):
         raise UserError(f"split '{settings.split}': none of its {len(rows)} photos can be read")

@@ -9,7 +9,7 @@ panoramas. With --aspect photos are cut to that shape before: what another camer
 """
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -25,12 +25,14 @@ from llava_ial.data.dataset import IALDataset
 from llava_ial.data.views import ONE, VIEWS
 from llava_ial.errors import UserError, run_command
 from llava_ial.evaluation.locate import PhotoFeatures, address_ranks, encode_photos, remember
-from llava_ial.evaluation.retrieval import retrieval_metrics, street_classes
+from llava_ial.evaluation.retrieval import retrieval_metrics, street_classes, street_ranks, sub_street_ranks
 from llava_ial.evaluation.statistics import paired_difference
 from llava_ial.manifest import write_json
 from llava_ial.models.address_clip import AddressCLIP, load_dual_encoder
+from llava_ial.models.photo_memory import PhotoMemory
 from llava_ial.splits import SPLIT_NAMES
 
+_TIMED_QUERIES = 200
 _METRICS = ("SSA@1", "SSA@5", "SA@1", "SA@5")
 
 
@@ -125,13 +127,41 @@ class EncodedCity:
 
     def ranks(self, split: str, way: Way) -> tuple[torch.Tensor, torch.Tensor]:
         """Place of the true piece of street, and of the true street, for each photo: two ``(N,)`` on the CPU."""
-        memory = None
-        if way.memory_weight:
-            sharpness = way.memory_sharpness * self._encoder.logit_scale
-            known = self.photos("train", way.views)
-            memory = remember(self._dataset, known, weight=way.memory_weight, sharpness=sharpness)
-        pieces, roads = address_ranks(self.photos(split, way.views), self._gallery, self._streets, memory=memory)
+        photos, memory = self.photos(split, way.views), self._memory(way)
+        pieces, roads = address_ranks(photos, self._gallery, self._streets, memory=memory)
         return pieces.cpu(), roads.cpu()
+
+    def search_cost(self, split: str, way: Way) -> dict[str, float]:
+        """``gallery_bytes`` of the candidates' features and ``query_milliseconds`` to find the best for one photo."""
+        memory = self._memory(way)
+
+        def find(feature: torch.Tensor) -> None:
+            scores = feature[None] @ self._gallery.T
+            (memory.blend(feature[None], scores) if memory else scores).argmax()
+
+        kept = [self._gallery, *([memory.features, memory.rows] if memory else [])]
+        return _search_cost(kept, find, self.photos(split, way.views).features)
+
+    def retrieve(self, split: str) -> tuple[tuple[torch.Tensor, torch.Tensor], dict[str, float]]:
+        """The nearest training photo by its features, and the address of where that was taken: places, and the cost."""
+        known, asked = self.photos("train"), self.photos(split)
+        scores = torch.full((len(asked.features), len(self._dataset.gallery)), -torch.inf, device=self._device)
+        similarity = asked.features @ known.features.T
+        scores.scatter_reduce_(1, known.address_id.expand_as(similarity), similarity, "amax")
+        streets = self._streets.to(self._device)
+        ranks = sub_street_ranks(scores, asked.address_id), street_ranks(scores, asked.address_id, streets)
+
+        def find(feature: torch.Tensor) -> None:
+            known.address_id[(known.features @ feature).argmax()]
+
+        cost = _search_cost([known.features, known.address_id], find, asked.features)
+        return (ranks[0].cpu(), ranks[1].cpu()), cost
+
+    def _memory(self, way: Way) -> PhotoMemory | None:
+        if not way.memory_weight:
+            return None
+        sharpness = way.memory_sharpness * self._encoder.logit_scale
+        return remember(self._dataset, self.photos("train", way.views), weight=way.memory_weight, sharpness=sharpness)
 
 
 def main() -> None:
@@ -187,6 +217,17 @@ def format_ways(
             first, cells = hits, [*cells, "", ""]
         lines.append(f"| {' | '.join([*cells, f'{cpu_milliseconds[way.views]:.1f}'])} |")
     return "\n".join(lines)
+
+
+def _search_cost(
+    kept: Sequence[torch.Tensor], find: Callable[[torch.Tensor], None], features: torch.Tensor
+) -> dict[str, float]:
+    some = features[:_TIMED_QUERIES]
+    started = time.perf_counter()
+    for feature in some:
+        find(feature)
+    milliseconds = 1000 * (time.perf_counter() - started) / len(some)
+    return {"gallery_bytes": sum(tensor.nbytes for tensor in kept), "query_milliseconds": milliseconds}
 
 
 def _as_json(way: Way, rows: Sequence[ClipExample], pieces: torch.Tensor, roads: torch.Tensor) -> dict[str, Any]:

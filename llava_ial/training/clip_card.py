@@ -21,7 +21,9 @@ clip, processor = CLIPModel.from_pretrained(FOLDER), CLIPProcessor.from_pretrain
 
 ```python
 from llava_ial.inference import AddressPredictor
-AddressPredictor.from_pretrained(FOLDER).locate(photo, top_k=5)   # addresses with probabilities
+predictor = AddressPredictor.from_pretrained(FOLDER)
+predictor.locate(photo, top_k=5)                                  # addresses with probabilities
+predictor.locate(photo, candidates=["Old Town", "Riverside"])     # any texts
 ```
 
 ## Measured after step {step}
