@@ -84,28 +84,33 @@ def main() -> None:
     if config.open_clip and config.size != "b16":
         raise UserError(f"--size {config.size}: allowed with --open_clip: b16, which both have")
     peer = make_environment(config.open_clip) if config.open_clip else None
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
         world = TinyWorld(num_train=max(64, config.batch_size), width=640, height=480)
         build_tiny_dataset(folder / "data", world)
         build_tiny_base_clip(folder / "base", folder / "data")
-        results = {
+        results: dict[str, Any] = {
             "machine": f"{len(os.sched_getaffinity(0))} CPU cores",
             "date": datetime.date.today().isoformat(),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,
             "size": config.size,
-            "step": measure_step(config, folder),
-            "texts_once": measure_texts(config, folder),
-            "pixels": measure_pixels(config, folder),
-            "memory": measure_memory(config, folder),
-            "shared_loss": measure_shared_loss(config),
         }
-    if peer:
-        results["open_clip"] = measure_against(
-            peer, "b16", batch_size=config.batch_size, steps=max(1, config.repeats - 1), turns=config.repeats
-        )
-    write_json(config.output, results)
+        parts: dict[str, Callable[[], dict[str, Any]]] = {
+            "step": lambda: measure_step(config, folder),
+            "texts_once": lambda: measure_texts(config, folder),
+            "pixels": lambda: measure_pixels(config, folder),
+            "memory": lambda: measure_memory(config, folder),
+            "shared_loss": lambda: measure_shared_loss(config),
+        }
+        if peer:
+            parts["open_clip"] = lambda: measure_against(
+                peer, "b16", batch_size=config.batch_size, steps=max(1, config.repeats - 1), turns=config.repeats
+            )
+        for name, part in parts.items():
+            print(f"measuring {name}", file=sys.stderr)
+            results[name] = part()
+            write_json(config.output, results)  # after each: what is measured is not lost
     print(json.dumps(results, indent=2))
 
 

@@ -75,6 +75,12 @@ def refuse_wrong_world_size(expected: int, joined: int | None = None) -> None:
     raise UserError(f"--num_processes {expected}: {why}")
 
 
+def to_number(tensor: torch.Tensor) -> float:
+    """The value of a tensor of one element; where FSDP spreads it, all processes call this together."""
+    tensor = tensor.detach()
+    return float(tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor)
+
+
 def run_on_main_process(function: Callable[[], ResultT]) -> ResultT:
     """Runs ``function`` on the main process and hands its result to all; errors as in ``run_on_every_process``."""
     result = run_on_every_process(lambda: function() if is_main_process() else None)

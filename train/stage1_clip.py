@@ -38,6 +38,7 @@ from llava_ial.training.clip_progress import (
     is_due,
     measure,
     note_skipped,
+    prepare,
     refuse_broken_batch,
     resume,
     save_checkpoint,
@@ -77,7 +78,7 @@ def train(run: ClipRun) -> None:
     """The loop over batches, from the newest checkpoint to the end or to SIGTERM."""
     settings, num_steps = run.settings, run.num_steps
     start_step = resume(run)
-    run.parallel_model, run.optimizer = run.accelerator.prepare(run.model, run.optimizer)
+    prepare(run)
     log = TrainLog(settings.output / "train_log.jsonl", last_step=start_step, is_active=distributed.is_main_process())
     run.accelerator.init_trackers("address_clip", config={name: str(value) for name, value in run.identity.items()})
     progress = tqdm(total=num_steps, initial=start_step, unit="step", disable=not distributed.is_main_process())
@@ -146,7 +147,7 @@ def train_step(run: ClipRun, batch: dict[str, Any], step: int) -> dict[str, floa
         **losses_of_everyone(losses),
         "chance_level": math.log(run.global_batch_size),  # of the contrastive losses with --positives paper
         "logit_scale": run.model.logit_scale,
-        "gradient_norm": float(gradient_norm),
+        "gradient_norm": distributed.to_number(gradient_norm),
         "learning_rate": learning_rate,
     }
 

@@ -16,6 +16,7 @@ from torch.nn.functional import normalize
 from tqdm import tqdm
 from transformers import AutoConfig, CLIPModel, PreTrainedTokenizerBase, SiglipModel
 
+from llava_ial.distributed import to_number
 from llava_ial.errors import UserError
 
 # CLIP (arXiv 2103.00020, section 2.5) keeps logits from being scaled by more than 100.
@@ -55,7 +56,7 @@ class AddressCLIP(nn.Module):
     @property
     def logit_scale(self) -> float:
         """The factor on cosines."""
-        return float(self.clip.logit_scale.detach().exp())
+        return math.exp(to_number(self.clip.logit_scale))
 
     def forward(self, pixel_values: torch.Tensor, **texts: torch.Tensor) -> dict[str, torch.Tensor]:
         """Features of photos and texts, each of length one, and the factor ``logit_scale ()`` on their cosines.
@@ -71,7 +72,7 @@ class AddressCLIP(nn.Module):
         return {
             "image_features": self.encode_images(pixel_values),
             **{f"{n}_features": self.encode_texts(texts[n + _IDS], texts[f"{n}_attention_mask"]) for n in names},
-            "logit_scale": self.clip.logit_scale.exp().reshape(()),
+            "logit_scale": self.clip.logit_scale.exp().sum(),  # of one element; FSDP wants no views from a forward
         }
 
     def encode_images(self, pixel_values: torch.Tensor) -> torch.Tensor:

@@ -115,9 +115,9 @@ def base_reference(base: str, folder: Path) -> str:
     return os.path.relpath(base, folder) if Path(base).is_dir() else base
 
 
-def save_training_state(folder: Path, optimizer: torch.optim.Optimizer, step: int, **more: Any) -> None:
-    """Optimiser, number of finished steps and what else cannot be worked out from the step and the encoder."""
-    torch.save({"optimizer": optimizer.state_dict(), "step": step, **more}, folder / TRAINING_STATE)
+def save_training_state(folder: Path, optimizer: Mapping[str, Any], step: int, **more: Any) -> None:
+    """State of the optimiser, number of finished steps, and what else step and encoder do not tell."""
+    torch.save({"optimizer": dict(optimizer), "step": step, **more}, folder / TRAINING_STATE)
 
 
 def load_training_state(folder: Path) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from llava_ial.training.checkpoints import (
 from llava_ial.training.clip_folder import KIND, ClipFolderWriter, load_training_state, save_training_state
 from llava_ial.training.clip_measure import JUDGED_BY, measure_located, measure_splits, remember_photos
 from llava_ial.training.clip_run import ClipRun
+from llava_ial.training.sharded import gather_optimizer, gather_weights, load_weights, spread_optimizer
 from llava_ial.training.train_log import TrainLog
 
 BEST = Path(CHECKPOINTS) / "best"
@@ -52,20 +53,34 @@ def resume(run: ClipRun) -> int:
 
 def _load_checkpoint(run: ClipRun, folder: Path) -> int:
     state = load_training_state(folder)
+    if state.get("is_sharded", False) != (run.whole is not None):
+        raise UserError(
+            f"{folder}: written {'without' if run.whole else 'with'} FSDP; continue it so, or delete this checkpoint"
+        )
     published = load_dual_encoder(str(folder.resolve())).state_dict()
-    if state["weights"] is None:
-        run.model.clip.load_state_dict(published)
+    load_weights(run.model.clip, published if state["weights"] is None else state["weights"])
+    if run.average:
+        run.average.model.clip.load_state_dict(state["average"])
+    if run.whole:
+        run.restored = state["optimizer"]
     else:
-        run.model.clip.load_state_dict(state["weights"])
-        if run.average:
-            run.average.model.clip.load_state_dict(state["average"])
-    run.optimizer.load_state_dict(state["optimizer"])
+        run.optimizer.load_state_dict(state["optimizer"])
     run.skipped, run.best = dict(state["skipped"]), dict(state["best"])
     return int(state["step"])
 
 
+def prepare(run: ClipRun) -> None:
+    """Wraps model and optimiser for several processes."""
+    run.parallel_model, run.optimizer = run.accelerator.prepare(run.model, run.optimizer)
+    if run.restored:
+        spread_optimizer(run.model, run.optimizer.optimizer, run.restored)
+        run.restored = {}
+
+
 def measure(run: ClipRun, log: TrainLog, step: int) -> None:
     """Measures the splits, keeps the result in ``run.metrics``, and writes ``checkpoints/best`` if it is."""
+    if run.whole:
+        gather_weights(run.model, run.whole)
     run.metrics = measure_splits(run)
     for split, metrics in run.metrics.items():
         log.write(step, {"split": split, **metrics})
@@ -83,13 +98,18 @@ def measure(run: ClipRun, log: TrainLog, step: int) -> None:
 def save_checkpoint(run: ClipRun, step: int) -> None:
     """Writes a whole folder that can be opened, evaluated and continued."""
     folder = checkpoint_folder(run.settings.output, step)
+    if run.whole:
+        gather_weights(run.model, run.whole)
+        optimizer = gather_optimizer(run.model, run.optimizer.optimizer)
+    else:
+        optimizer = run.optimizer.state_dict()
     if distributed.is_main_process():
         # Where what is published is not what is trained, the state holds that too.
         differs = run.average is not None or has_adapters(run.model)
         with new_folder(folder) as temporary:
             save_training_state(
-                temporary, run.optimizer, step, skipped=run.skipped, best=run.best,
-                weights=run.model.clip.state_dict() if differs else None,
+                temporary, optimizer, step, skipped=run.skipped, best=run.best, is_sharded=run.whole is not None,
+                weights=run.trained_model().clip.state_dict() if differs else None,
                 average=run.average.model.clip.state_dict() if run.average else None,
             )  # fmt: skip
             write_clip_folder(run, temporary, step, lies_in=folder)

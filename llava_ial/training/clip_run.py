@@ -1,5 +1,6 @@
 """A run of stage 1 before its first step: everything read, checked and fitted together, nothing written."""
 
+import copy
 import math
 import time
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ from llava_ial.models.patch_dropout import drop_patches
 from llava_ial.models.text_spread import spread_texts
 from llava_ial.training.clip_settings import ClipSettings
 from llava_ial.training.optim import build_optimizer, rate_factor
+from llava_ial.training.sharded import make_shardable
 from llava_ial.training.weight_average import WeightAverage
 
 
@@ -47,15 +49,21 @@ class ClipRun:
     global_batch_size: int
     num_chunks: int  # parts in which a process encodes its photos of a step
     average: WeightAverage[AddressCLIP] | None = None
+    whole: AddressCLIP | None = None  # where FSDP spreads the model: a copy in one piece, as of the last gathering
     parallel_model: Any = None  # the model under the wrapper that averages gradients over processes
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
     best: dict[str, float] = field(default_factory=dict)  # ``step`` and ``value`` of the best state measured so far
+    restored: dict[str, Any] = field(default_factory=dict)  # state of an optimiser that is yet to be spread
     skipped: dict[str, str] = field(default_factory=dict)  # photos that could not be read, and why
     started: float = field(default_factory=time.monotonic)
 
     def published_model(self) -> AddressCLIP:
         """The encoder that is measured and written."""
-        return self.average.model if self.average else self.model
+        return self.average.model if self.average else self.trained_model()
+
+    def trained_model(self) -> AddressCLIP:
+        """The encoder that is trained, in one piece."""
+        return self.whole or self.model
 
 
 def build_run(settings: ClipSettings, accelerator: Accelerator) -> ClipRun:
@@ -65,6 +73,8 @@ def build_run(settings: ClipSettings, accelerator: Accelerator) -> ClipRun:
         UserError: Whatever the user can mend.
     """
     refuse_unsuited(accelerator)
+    if is_sharded(accelerator) and settings.ema_decay:
+        raise UserError(f"--ema_decay {settings.ema_decay}: allowed: 0 with FSDP, which spreads the weights")
     dataset = IALDataset(settings.data, settings.image_root)
     examples = {split: clip_examples(dataset, split) for split in ("train", *settings.eval_splits)}
     clip = load_dual_encoder(settings.base)
@@ -82,6 +92,10 @@ def build_run(settings: ClipSettings, accelerator: Accelerator) -> ClipRun:
     collator.refuse_long_addresses(addresses)
     if settings.spread_addresses:
         spread_texts(model, addresses, tokenizer)
+    whole = None
+    if is_sharded(accelerator):
+        whole = copy.deepcopy(model).requires_grad_(False).to(accelerator.device)
+        make_shardable(model)
     layers = {tower: len(getattr(clip, tower).encoder.layers) for tower in ("vision_model", "text_model")}
     optimizer = build_optimizer(
         model, learning_rate=settings.learning_rate, weight_decay=settings.weight_decay,
@@ -96,6 +110,7 @@ def build_run(settings: ClipSettings, accelerator: Accelerator) -> ClipRun:
         examples=examples,
         model=model,
         average=WeightAverage(model, settings.ema_decay) if settings.ema_decay else None,
+        whole=whole,
         tokenizer=tokenizer,
         image_processor=image_processor,
         collator=collator,
@@ -122,19 +137,26 @@ def build_model(clip: DualEncoder, settings: ClipSettings) -> AddressCLIP:
     return AddressCLIP(clip)
 
 
+def is_sharded(accelerator: Accelerator) -> bool:
+    """True where FSDP spreads the model over processes."""
+    return accelerator.distributed_type is DistributedType.FSDP
+
+
 def refuse_unsuited(accelerator: Accelerator) -> None:
     """Stops launcher settings under which something else would be trained, without a word.
 
     Raises:
-        UserError: Plain accumulation of gradients, or FSDP without a GPU.
+        UserError: Plain accumulation of gradients, FSDP without a GPU, or FSDP of the first version.
     """
     if (steps := accelerator.gradient_accumulation_steps) != 1:
         raise UserError(
             f"gradient_accumulation_steps {steps}: a contrastive loss needs the whole batch at once, gradients summed "
             "over small batches are those of few negatives; use --batch_size N --chunk_size M instead"
         )
-    if accelerator.distributed_type is DistributedType.FSDP and accelerator.device.type == "cpu":
+    if is_sharded(accelerator) and accelerator.device.type == "cpu":
         raise UserError("FSDP shards nothing on the CPU; train without it: --cpu true needs --multi_gpu alone")
+    if is_sharded(accelerator) and not accelerator.is_fsdp2:
+        raise UserError("fsdp_version 1: allowed: 2; launch with --config_file train/configs/fsdp2.yaml")
 
 
 def refuse_missing_trackers(names: Sequence[str]) -> None:
