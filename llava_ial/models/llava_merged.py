@@ -12,6 +12,7 @@ from llava_ial.conversation import chat_template_hash
 from llava_ial.errors import UserError
 from llava_ial.manifest import MANIFEST, file_hash, publish_manifest, read_manifest, write_text
 from llava_ial.models.greedy import encode_prefixes, greedy_tokens, image_features, split_prompt
+from llava_ial.models.hub_layout import write_hub_layout
 from llava_ial.models.identity import tower_hash
 from llava_ial.models.llava import TOWER, load_base
 from llava_ial.models.llava_folder import (
@@ -56,6 +57,7 @@ def save_merged(folder: Path, source: Path, loaded: LoadedLlava, dtype: torch.dt
     """
     loaded.model.to(dtype).save_pretrained(folder)
     save_processor(folder, loaded.tokenizer, loaded.image_processor, loaded.model.config)
+    write_hub_layout(folder)
     card = (source / "README.md").read_text(encoding="utf-8")
     write_text(folder / "README.md", card.replace("library_name: peft", "library_name: transformers"))
     if not (folder / ADDRESS_CLIP).is_dir():
