@@ -68,6 +68,17 @@ def test_the_names_of_the_first_code_are_written_and_read(original: Path) -> Non
     assert Path(config["mm_vision_tower"]) == original / "vision_tower"
 
 
+def test_the_tower_and_the_tokenizer_have_names_that_transformers_4_knows(original: Path) -> None:
+    """It would go on with a random tower."""
+    names = load_file(next((original / "vision_tower").glob("*.safetensors")))
+    assert all(name.startswith("vision_model.") for name in names)
+    _, info = CLIPVisionModel.from_pretrained(original / "vision_tower", output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    settings = json.loads((original / "tokenizer_config.json").read_text())
+    assert settings["tokenizer_class"] == "PreTrainedTokenizerFast"
+
+
 def test_there_and_back_is_the_same_model(adapted: Path, original: Path, tmp_path: Path) -> None:
     back = export_here(original, tmp_path / "hf", format="hf")
     ours, theirs = load_llava_ial(adapted).model, load_base(str(back)).eval()

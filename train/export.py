@@ -23,6 +23,7 @@ from llava_ial.config import parse_config
 from llava_ial.errors import UserError, run_command
 from llava_ial.manifest import FolderState, claim_folder, file_hash, publish_manifest, read_manifest, write_json
 from llava_ial.models.hub import push_folder
+from llava_ial.models.hub_layout import write_hub_layout, write_hub_tokenizer, write_hub_tower
 from llava_ial.models.llava import load_base
 from llava_ial.models.llava_folder import KIND as LLAVA_IAL_KIND
 from llava_ial.models.llava_folder import base_hash, load_llava_ial, save_processor
@@ -95,8 +96,10 @@ def _write_original(config: ExportConfig) -> None:
     clip = CLIPVisionModel(llava.config.vision_config).to(llava.dtype)
     clip.load_state_dict(llava.model.vision_tower.state_dict(), strict=True)
     clip.save_pretrained(tower)
+    write_hub_tower(tower)
     loaded.image_processor.save_pretrained(tower)
     loaded.tokenizer.save_pretrained(config.output)
+    write_hub_tokenizer(config.output)
     save_file(to_original_state(llava, num_tokens), config.output / WEIGHTS, metadata={"format": "pt"})
     write_json(config.output / "config.json", original_config(llava, str(tower.resolve()), num_tokens))
     read_back, _ = load_original(config.output, dtype=llava.dtype)
@@ -108,6 +111,7 @@ def _write_plain(config: ExportConfig) -> None:
     image_processor = AutoImageProcessor.from_pretrained(tower_path(config.model), backend="pil")
     llava.save_pretrained(config.output)
     save_processor(config.output, tokenizer, image_processor, llava.config)
+    write_hub_layout(config.output)
     read_back = load_base(str(config.output.resolve()), dtype=llava.dtype)
     _refuse_difference(config.output, llava.state_dict(), read_back.state_dict())
     base_hash(str(config.output))
