@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from PIL import Image
 
-from llava_ial.manifest import MANIFEST, file_hash, publish_manifest, write_text
+from llava_ial.manifest import MANIFEST, file_hash, write_text
+from llava_ial.models.image_text import KIND as IMAGE_TEXT_KIND
 from llava_ial.models.image_text import LoadedImageText, load_image_text
-from llava_ial.models.llava_folder import base_hash
-from llava_ial.models.llava_merged import Agreement
+from llava_ial.models.llava_merged import Agreement, publish_compared
 
 KIND = "image_text_merged"
 # What the card of an adapter says of opening it.
@@ -57,16 +57,7 @@ def open_image_text_merged(folder: Path, dtype: torch.dtype) -> LoadedImageText:
 
 def publish_image_text_merged(folder: Path, source: Path, config: dict[str, object], agreement: Agreement) -> None:
     """Writes the manifest: the folder is whole and was compared with what it was made from."""
-    publish_manifest(
-        folder,
-        KIND,
-        config,
-        parents={"image_text_adapter": file_hash(source / MANIFEST)},
-        weights_hash=base_hash(str(folder)),
-        logit_difference=round(agreement.logit_difference, 6),
-        num_same_answers=agreement.num_same_answers,
-        num_answers=agreement.num_answers,
-    )
+    publish_compared(folder, KIND, {IMAGE_TEXT_KIND: file_hash(source / MANIFEST)}, config, agreement)
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ from llava_ial.manifest import read_manifest
 from llava_ial.models.address_clip import DualEncoder, load_dual_encoder
 from llava_ial.models.identity import tower_hash
 from llava_ial.models.llava_original import is_original
+from llava_ial.models.tower_positions import state_for_size
 
 ADDRESS_CLIP_KIND = "address_clip"
 # Attention and MLP of the language model alone: by suffix ("q_proj") LoRA would land in the vision tower too.
@@ -115,20 +116,27 @@ def load_address_encoder(folder: Path) -> DualEncoder:
     return model
 
 
-def attach_tower(llava: LlavaForConditionalGeneration, clip: CLIPModel) -> str:
+def attach_tower(llava: LlavaForConditionalGeneration, clip: CLIPModel, *, interpolate_positions: bool = False) -> str:
     """Hands the tower of stage 1 to LLaVA, module to module and strictly; returns its hash.
+
+    Args:
+        llava: Keeps its own image size.
+        clip: Of stage 1.
+        interpolate_positions: Fit a tower for photos of another size; else it is refused.
 
     Raises:
         UserError: The two towers differ in shape.
     """
     ours, theirs = clip.vision_model.config, llava.model.vision_tower.config
     for name in _TOWER_SHAPE:
-        if getattr(ours, name) != getattr(theirs, name):
+        can_fit = name == "image_size"
+        if getattr(ours, name) != getattr(theirs, name) and not (can_fit and interpolate_positions):
             raise UserError(
                 f"the tower of stage 1 has {name} {getattr(ours, name)}, the base expects {getattr(theirs, name)}; "
                 "train stage 1 from the CLIP that the base was built on"
+                + (", or fit its positions with --interpolate_positions true" if can_fit else "")
             )
-    llava.model.vision_tower.load_state_dict(clip.vision_model.state_dict(), strict=True)
+    llava.model.vision_tower.load_state_dict(state_for_size(clip.vision_model, theirs.image_size), strict=True)
     return tower_hash(llava.model.vision_tower)
 
 

@@ -109,6 +109,7 @@ def save_llava_ial(
     state_dict: dict[str, torch.Tensor] | None = None,
     parents: dict[str, str] | None = None,
     is_tower_tuned: bool = False,
+    attached_tower: str | None = None,
     hints: HintSettings | None = None,
     card: str = "",
 ) -> None:
@@ -127,6 +128,8 @@ def save_llava_ial(
         state_dict: Weights to save, where the model's own are not those (partitioned by ZeRO-3, LoRA in the tower).
         parents: Hashes of the data set, of stage 1 and of the base; that of the base is computed if it is not there.
         is_tower_tuned: The tower is no longer that of stage 1, so it gets a hash of its own.
+        attached_tower: Hash of ``attach_tower``; another than stage 1's if positions were interpolated, and then the
+            manifest has both.
         hints: How the model's hints are made, None for a model without.
         card: ``README.md``.
 
@@ -140,16 +143,19 @@ def save_llava_ial(
     save_processor(folder, tokenizer, image_processor, llava_config)
     _copy_once(clip_folder, folder / ADDRESS_CLIP)
     stage1 = read_manifest(folder / ADDRESS_CLIP, ADDRESS_CLIP)
-    tuned = {"tuned_tower_hash": _tower_hash_of(state_dict)} if is_tower_tuned else {}
-    projector_hash = _check_adapter(folder, tuned.get("tuned_tower_hash", stage1["tower_hash"]))
+    towers = {"tower_hash": stage1["tower_hash"]}
+    if attached_tower not in (None, stage1["tower_hash"]):
+        towers["interpolated_tower_hash"] = attached_tower
+    if is_tower_tuned:
+        towers["tuned_tower_hash"] = _tower_hash_of(state_dict)
+    projector_hash = _check_adapter(folder, _expected_tower(towers))
     publish_manifest(
         folder,
         KIND,
         config,
         parents=parents,
         **_reference(base, folder, (parents or {}).get("base")),
-        **{name: stage1.get(name) for name in ENCODER_PARTS},
-        **tuned,
+        **{name: stage1.get(name) for name in ENCODER_PARTS} | towers,
         adapter_hash=file_hash(folder / _ADAPTER),
         chat_template_hash=chat_template_hash(),
         vision_feature_layer=llava_config.vision_feature_layer,
@@ -212,8 +218,7 @@ def load_llava_ial(
     llava = load_base(where, dtype=dtype, quantization=quantization, device=device if quantization else None)
     count = set_features(llava, manifest["vision_feature_layer"], manifest["vision_feature_select_strategy"])
     adapted = PeftModel.from_pretrained(llava, folder)
-    expected_tower = manifest.get("tuned_tower_hash", manifest["tower_hash"])
-    verify_part(folder, "vision tower", tower_hash(saved_module(adapted, TOWER)), expected_tower)
+    verify_part(folder, "vision tower", tower_hash(saved_module(adapted, TOWER)), _expected_tower(manifest))
     verify_part(
         folder, "projector", hash_tensors(saved_module(adapted, PROJECTOR).state_dict()), manifest["projector_hash"]
     )
@@ -259,6 +264,12 @@ def _copy_once(source: Path, target: Path) -> None:
     shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed here
     shutil.copytree(source, temporary, ignore=shutil.ignore_patterns("checkpoints"))
     temporary.rename(target)
+
+
+def _expected_tower(manifest: Mapping[str, Any]) -> str:
+    """Hash of the tower that LLaVA has: stage 1's, or what interpolation or tuning have made of it."""
+    names = ("tuned_tower_hash", "interpolated_tower_hash", "tower_hash")
+    return str(next(manifest[name] for name in names if name in manifest))
 
 
 def _tower_hash_of(state: Mapping[str, torch.Tensor]) -> str:

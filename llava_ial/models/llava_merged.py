@@ -71,15 +71,43 @@ def publish_merged(folder: Path, source: Path, config: dict[str, object], agreem
     """Writes the manifest: the folder is whole and was compared with what it was made from."""
     adapted = read_manifest(source, LLAVA_IAL_KIND)
     model = open_merged(folder, torch.float32)
-    publish_manifest(
+    publish_compared(
         folder,
         KIND,
+        {LLAVA_IAL_KIND: file_hash(source / MANIFEST)},
         config,
-        parents={"llava_ial": file_hash(source / MANIFEST)},
-        weights_hash=base_hash(str(folder)),
+        agreement,
         # Of the weights as they are on disk: rounding to 16 bits makes another tower of stage 1's.
         merged_tower_hash=tower_hash(getattr(model.model, TOWER)),
         **{name: adapted.get(name) for name in (*ENCODER_PARTS, "chat_template_hash", "hints")},
+    )
+
+
+def publish_compared(
+    folder: Path,
+    kind: str,
+    parents: dict[str, str],
+    config: dict[str, object],
+    agreement: Agreement,
+    **more: object,
+) -> None:
+    """Writes the manifest of a merged model of any kind.
+
+    Args:
+        folder: Whole but for it.
+        kind: Of the folder.
+        parents: Kind of the folder that it was made from, with its manifest's hash.
+        config: What the manifest names as the configuration.
+        agreement: How it compares with its source.
+        more: What else stands in it.
+    """
+    publish_manifest(
+        folder,
+        kind,
+        config,
+        parents=parents,
+        weights_hash=base_hash(str(folder)),
+        **more,
         logit_difference=round(agreement.logit_difference, 6),
         num_same_answers=agreement.num_same_answers,
         num_answers=agreement.num_answers,

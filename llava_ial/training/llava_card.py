@@ -97,9 +97,10 @@ private person is.
 """
 _SHOWN = (
     "dialogues", "lora_rank", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "quantize", "learning_rate",
-    "projector_learning_rate", "tune_vision_tower", "vision_tower_learning_rate", "vision_feature_layer",
-    "vision_feature_select_strategy", "per_device_train_batch_size", "gradient_accumulation_steps", "num_train_epochs",
-    "max_steps", "hints", "hint_dropout", "hint_shuffle", "mix", "seed",
+    "projector_learning_rate", "tune_vision_tower", "vision_tower_learning_rate", "interpolate_positions",
+    "vision_feature_layer", "vision_feature_select_strategy", "per_device_train_batch_size",
+    "gradient_accumulation_steps", "num_train_epochs", "max_steps", "hints", "hint_dropout", "hint_shuffle", "mix",
+    "seed",
 )  # fmt: skip
 
 

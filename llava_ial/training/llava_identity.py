@@ -13,6 +13,8 @@ _NOT_IDENTITY = {
     "use_cpu", "run_name", "disable_tqdm", "save_strategy", "save_steps", "save_total_limit", "dry_run",
     "forgetting_probe", "dialogues",
 }  # fmt: skip
+# Options that came later: at these values a run is the one that was begun without them.
+_AS_BEFORE = {"interpolate_positions": False}
 _NOT_IDENTITY_PREFIXES = ("log", "dataloader_", "hub_", "push_to_hub", "ddp_timeout")
 # By transformers, by the launcher, and what nobody should find in a file.
 _FILLED = {"accelerator_config", "local_rank", "report_to", "hub_token"}
@@ -34,7 +36,9 @@ def identity(settings: LlavaSettings, arguments: LlavaArguments) -> dict[str, An
     kept = {
         name: value
         for name, value in resolved(settings, arguments).items()
-        if name not in _NOT_IDENTITY and not name.startswith(_NOT_IDENTITY_PREFIXES)
+        if name not in _NOT_IDENTITY
+        and not name.startswith(_NOT_IDENTITY_PREFIXES)
+        and (name not in _AS_BEFORE or value != _AS_BEFORE[name])
     }
     return kept | {"deepspeed": arguments.deepspeed_content(), "world_size": arguments.world_size}
 

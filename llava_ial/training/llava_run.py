@@ -31,6 +31,7 @@ from llava_ial.models.llava import (
 )
 from llava_ial.models.llava_folder import KIND, base_hash
 from llava_ial.models.quantized import quantization_config, refuse_quantized_elsewhere
+from llava_ial.models.tower_positions import processor_for_size
 from llava_ial.models.tuned_tower import add_tower_lora, set_tower_training
 from llava_ial.training.checkpoints import CHECKPOINTS
 from llava_ial.training.llava_hints import HintPlan, TrainingHints, build_hints
@@ -72,6 +73,7 @@ class LlavaRun:
     validation: Validation | None
     probe: Probe | None = None
     hints: TrainingHints | None = None
+    attached_tower: str | None = None
 
     @property
     def output(self) -> Path:
@@ -142,7 +144,7 @@ def build_run(settings: LlavaSettings, arguments: LlavaArguments, inputs: Inputs
         llava = load_base(settings.base, dtype=dtype, quantization=quantization)
         if quantization:
             refuse_quantized_elsewhere(llava)
-        attach_tower(llava, clip)
+        attached_tower = attach_tower(llava, clip, interpolate_positions=settings.interpolate_positions)
         base_features = Features(llava.config.vision_feature_layer, llava.config.vision_feature_select_strategy)
         count = set_features(llava, settings.vision_feature_layer, settings.vision_feature_select_strategy)
         model = add_adapter(llava, settings.lora)
@@ -155,7 +157,9 @@ def build_run(settings: LlavaSettings, arguments: LlavaArguments, inputs: Inputs
     tokenizer = AutoTokenizer.from_pretrained(settings.base)
     if tokenizer.convert_tokens_to_ids(IMAGE_TOKEN) != llava.config.image_token_id:
         raise UserError(f"--base {settings.base}: its tokenizer does not know {IMAGE_TOKEN} as the image token")
-    image_processor = AutoImageProcessor.from_pretrained(settings.stage1, backend="pil")
+    image_processor = processor_for_size(
+        AutoImageProcessor.from_pretrained(settings.stage1, backend="pil"), llava.config.vision_config.image_size
+    )
     hints = _hints(settings, arguments, dataset)
     conversations = training_dialogues(dataset, settings.dialogues)
     encoding: dict[str, Any] = {"num_image_tokens": count, "max_length": settings.max_length}
@@ -183,8 +187,9 @@ def build_run(settings: LlavaSettings, arguments: LlavaArguments, inputs: Inputs
     if arguments.activation_checkpointing:
         model.enable_input_require_grads()
     return LlavaRun(
-        settings, arguments, inputs, dataset, model, tokenizer, image_processor, train_set, validation, probe, hints
-    )
+        settings, arguments, inputs, dataset, model, tokenizer, image_processor, train_set, validation, probe, hints,
+        attached_tower,
+    )  # fmt: skip
 
 
 def _hints(settings: LlavaSettings, arguments: LlavaArguments, dataset: IALDataset) -> TrainingHints | None:

@@ -70,6 +70,11 @@ class LlavaSettings:
     vision_tower_learning_rate: float = field(
         default=2e-6, metadata={"help": "of the tower; LoRA in it wants a higher one, such as 2e-5"}
     )
+    interpolate_positions: bool = field(
+        default=False,
+        metadata={"help": "fit a tower of stage 1 for photos of another size to the base's, by interpolating its "
+                          "positions; else it is refused"},
+    )  # fmt: skip
     vision_feature_layer: int = field(
         default=-2, metadata={"help": "hidden state of the tower that is read; LLaVA-1.5: -2"}
     )
@@ -258,6 +263,7 @@ def refuse_beside_other_bases(settings: LlavaSettings, arguments: LlavaArguments
     """
     ours = {
         "clip": settings.clip,
+        "interpolate_positions": settings.interpolate_positions,
         "hints": settings.hints,
         "mix": settings.mix,
         "forgetting_probe": settings.forgetting_probe,

@@ -153,6 +153,7 @@ class LlavaTrainer(Trainer):
                 state_dict=state,
                 parents=run.inputs.parents,
                 is_tower_tuned=run.settings.tune_vision_tower != "none",
+                attached_tower=run.attached_tower,
                 hints=run.hints.settings if run.hints else None,
                 card=format_card(
                     base=run.settings.base,
