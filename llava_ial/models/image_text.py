@@ -45,8 +45,13 @@ def model_type(base: str) -> str:
         raise UserError(f"base '{base}': no model there: {str(error).splitlines()[0]}") from error
 
 
-def load_image_text(base: str, *, dtype: torch.dtype) -> tuple[Any, Any]:
+def load_image_text(base: str, *, dtype: torch.dtype, attention: str | None = None) -> tuple[Any, Any]:
     """Model and processor.
+
+    Args:
+        base: Name or folder.
+        dtype: Of the weights.
+        attention: As of ``llava.load_base``.
 
     Raises:
         UserError: Another kind of model, weights missing, no chat template, or a processor that needs torchvision.
@@ -54,7 +59,9 @@ def load_image_text(base: str, *, dtype: torch.dtype) -> tuple[Any, Any]:
     if (kind := model_type(base)) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES:
         raise UserError(f"base '{base}' is a {kind}; expected a model that takes photos and text and answers in text")
     try:
-        model, info = AutoModelForImageTextToText.from_pretrained(base, dtype=dtype, output_loading_info=True)
+        model, info = AutoModelForImageTextToText.from_pretrained(
+            base, dtype=dtype, attn_implementation=attention, output_loading_info=True
+        )
         processor = AutoProcessor.from_pretrained(base, backend="pil")
     except (OSError, ValueError, ImportError, SafetensorError) as error:
         raise UserError(f"base '{base}': it cannot be loaded: {str(error).splitlines()[0]}") from error

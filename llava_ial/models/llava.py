@@ -49,7 +49,12 @@ class LoraSettings:
 
 
 def load_base(
-    base: str, *, dtype: torch.dtype = torch.float32, quantization: Any = None, device: str | None = None
+    base: str,
+    *,
+    dtype: torch.dtype = torch.float32,
+    quantization: Any = None,
+    device: str | None = None,
+    attention: str | None = None,
 ) -> LlavaForConditionalGeneration:
     """A LLaVA by name or folder.
 
@@ -58,6 +63,7 @@ def load_base(
         dtype: Of the weights.
         quantization: Of ``quantized.quantization_config``.
         device: Where quantised weights go at once: not all of them can be moved later.
+        attention: Kernel of language model and tower, by ``attention.choose_attention``; else ``transformers`` chooses.
 
     Raises:
         UserError: Nothing there, another kind of model, or weights missing (they would be random without a word).
@@ -76,6 +82,7 @@ def load_base(
             dtype=dtype,
             quantization_config=quantization,
             device_map={"": device} if device else None,
+            attn_implementation=attention,
             output_loading_info=True,
         )
     except UserError:

@@ -13,6 +13,7 @@ from llava_ial.config import save_config
 from llava_ial.data.dataset import IALDataset
 from llava_ial.data.image_text import ImageTextCollator, ImageTextDataset, RenderedDialogue
 from llava_ial.data.training_dialogues import training_dialogues
+from llava_ial.models.attention import AUTO, describe_attention
 from llava_ial.models.image_text import adapt, load_image_text, model_type, save_image_text
 from llava_ial.models.trainable import trainable_table
 from llava_ial.training.checkpoints import refuse_full_disk
@@ -93,7 +94,9 @@ def build_any_run(settings: LlavaSettings, arguments: LlavaArguments, inputs: In
     if model_type(settings.base) == "llava":
         return build_run(settings, arguments, inputs)
     with whole_tensors(arguments):
-        base, processor = load_image_text(settings.base, dtype=settings.dtype(arguments))
+        # Not every model has every kernel, so nothing is chosen for one unless somebody asks.
+        attention = None if settings.attn_implementation == AUTO else settings.attention(arguments)
+        base, processor = load_image_text(settings.base, dtype=settings.dtype(arguments), attention=attention)
         model = adapt(base, settings.lora)
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -107,7 +110,8 @@ def build_any_run(settings: LlavaSettings, arguments: LlavaArguments, inputs: In
 
 def describe_image_text(run: ImageTextRun) -> str:
     """What is about to happen, in a line."""
-    return f"{len(run.train_set)} dialogues; {step_line(len(run.train_set), run.arguments)}"
+    steps = step_line(len(run.train_set), run.arguments)
+    return f"{len(run.train_set)} dialogues; {steps}; {describe_attention(run.model)}"
 
 
 def preview_image_text(run: ImageTextRun, *, has_colours: bool = True) -> str:

@@ -11,7 +11,7 @@ from llava_ial.training.llava_settings import LlavaArguments, LlavaSettings
 _NOT_IDENTITY = {
     "data", "image_root", "mix", "base", "clip", "photos_in_memory", "num_processes", "output_dir", "deepspeed",
     "use_cpu", "run_name", "disable_tqdm", "save_strategy", "save_steps", "save_total_limit", "dry_run",
-    "forgetting_probe", "dialogues",
+    "forgetting_probe", "dialogues", "attn_implementation",
 }  # fmt: skip
 # Options that came later: at these values a run is the one that was begun without them.
 _AS_BEFORE = {"interpolate_positions": False}

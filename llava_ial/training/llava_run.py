@@ -19,6 +19,7 @@ from llava_ial.data.training_dialogues import CAPTIONS, OWN, training_dialogues
 from llava_ial.errors import UserError
 from llava_ial.locating import Locator, load_encoder
 from llava_ial.manifest import BUILDING, MANIFEST, FolderState, claim_folder, file_hash, read_manifest
+from llava_ial.models.attention import describe_attention
 from llava_ial.models.image_text import KIND as IMAGE_TEXT_KIND
 from llava_ial.models.image_text import model_type
 from llava_ial.models.llava import (
@@ -36,14 +37,9 @@ from llava_ial.models.tuned_tower import add_tower_lora, set_tower_training
 from llava_ial.training.checkpoints import CHECKPOINTS
 from llava_ial.training.llava_hints import HintPlan, TrainingHints, build_hints
 from llava_ial.training.llava_identity import identity
+from llava_ial.training.llava_limits import refuse_beside_other_bases, refuse_zero3_quantized
 from llava_ial.training.llava_probe import Features, Probe, build_probe
-from llava_ial.training.llava_settings import (
-    LlavaArguments,
-    LlavaSettings,
-    is_measured,
-    refuse_beside_other_bases,
-    refuse_zero3_quantized,
-)
+from llava_ial.training.llava_settings import LlavaArguments, LlavaSettings, is_measured
 from llava_ial.training.llava_validation import Validation, build_validation
 
 UNFINISHED = "checkpoint-"  # Trainer's own name for a checkpoint: here it is one that is being written
@@ -99,6 +95,7 @@ def read_inputs(settings: LlavaSettings, arguments: LlavaArguments) -> Inputs:
     """
     refuse_zero3_quantized(settings, arguments)
     settings.dtype(arguments)
+    settings.attention(arguments)
     parents = {
         "data": IALDataset(settings.data, settings.image_root).identity,
         "base": base_hash(settings.base),
@@ -141,7 +138,8 @@ def build_run(settings: LlavaSettings, arguments: LlavaArguments, inputs: Inputs
         clip = load_address_clip(settings.stage1)
         dtype = settings.dtype(arguments)
         quantization = quantization_config(settings.quantize, dtype)
-        llava = load_base(settings.base, dtype=dtype, quantization=quantization)
+        attention = settings.attention(arguments)
+        llava = load_base(settings.base, dtype=dtype, quantization=quantization, attention=attention)
         if quantization:
             refuse_quantized_elsewhere(llava)
         attached_tower = attach_tower(llava, clip, interpolate_positions=settings.interpolate_positions)
@@ -229,5 +227,6 @@ def describe(run: LlavaRun) -> str:
     return (
         f"{len(lengths)} dialogues of {min(lengths)} to {max(lengths)} tokens; "
         f"left out to fit max_length {run.settings.max_length}: {dropped} turns, {cut} ends of answers; "
-        f"{distributed.world_size()} process(es)" + (f"\n{run.hints.describe()}" if run.hints else "")
+        f"{distributed.world_size()} process(es); {describe_attention(run.model)}"
+        + (f"\n{run.hints.describe()}" if run.hints else "")
     )

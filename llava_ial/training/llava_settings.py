@@ -11,6 +11,7 @@ from transformers import TrainingArguments
 from llava_ial.data.llava_json import parse_mixture
 from llava_ial.data.training_dialogues import OWN
 from llava_ial.errors import UserError
+from llava_ial.models.attention import ATTENTIONS, choose_attention
 from llava_ial.models.llava import LoraSettings
 from llava_ial.models.quantized import QUANTIZATIONS
 from llava_ial.models.tuned_tower import TOWER_TUNING
@@ -22,6 +23,7 @@ _ALLOWED = {
     "tune_vision_tower": TOWER_TUNING,
     "publish": ("last", "best"),
     "hint_misses": ("keep", "leave_out"),
+    "attn_implementation": ATTENTIONS,
 }
 
 
@@ -91,6 +93,11 @@ class LlavaSettings:
         metadata={"help": "hints of training photos among which the truth is not: keep, or leave_out"},
     )
     max_length: int = field(default=2048, metadata={"help": "most tokens of a dialogue, image tokens counted"})
+    attn_implementation: str = field(
+        default="auto",
+        metadata={"help": "attention's kernel: 'sdpa' (PyTorch's), 'flash_attention_2', 'eager'; 'auto' takes "
+                          "flash_attention_2 where it can run, else sdpa"},
+    )  # fmt: skip
     photos_in_memory: int = field(
         default=0, metadata={"help": "decoded photos that each process keeps; for data sets of a few hundred photos"}
     )
@@ -149,9 +156,19 @@ class LlavaSettings:
         Raises:
             UserError: 16 bits without --bf16, by which the trained ones, at 32, fit to them.
         """
-        _require(arguments.bf16 or self.base_dtype != "bfloat16", "base_dtype", self.base_dtype, "with --bf16 true")
+        require(arguments.bf16 or self.base_dtype != "bfloat16", "base_dtype", self.base_dtype, "with --bf16 true")
         is_half = self.base_dtype == "bfloat16" or (self.base_dtype == "auto" and arguments.bf16)
         return torch.bfloat16 if is_half else torch.float32
+
+    def attention(self, arguments: TrainingArguments) -> str:
+        """The attention kernel.
+
+        Raises:
+            UserError: As of ``choose_attention``.
+        """
+        halves = ((arguments.bf16, torch.bfloat16), (arguments.fp16, torch.float16))
+        dtype = next((half for is_used, half in halves if is_used), torch.float32)
+        return choose_attention(self.attn_implementation, device=arguments.device.type, dtype=dtype)
 
     def refuse_impossible(self, *, is_measured: bool) -> None:
         """Checks every value before anything expensive.
@@ -163,29 +180,29 @@ class LlavaSettings:
             UserError: Names option, value and what is allowed.
         """
         needs_measuring = "nothing else without --eval_strategy steps or epoch"
-        _require(is_measured or self.publish != "best", "publish", self.publish, needs_measuring)
-        _require(is_measured or self.early_stopping == 0, "early_stopping", self.early_stopping, needs_measuring)
+        require(is_measured or self.publish != "best", "publish", self.publish, needs_measuring)
+        require(is_measured or self.early_stopping == 0, "early_stopping", self.early_stopping, needs_measuring)
         for name in ("num_processes", "lora_alpha", "max_length", "eval_photos"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("lora_rank", "projector_learning_rate", "vision_tower_learning_rate", "photos_in_memory",
                      "early_stopping", "hints", "hint_dropout", "hint_shuffle"):  # fmt: skip
-            _require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
+            require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
         for name, allowed in _ALLOWED.items():
-            _require(getattr(self, name) in allowed, name, getattr(self, name), ", ".join(allowed))
+            require(getattr(self, name) in allowed, name, getattr(self, name), ", ".join(allowed))
         needs_rank = "none, full with --lora_rank 0"
-        _require(
+        require(
             self.lora_rank > 0 or self.tune_vision_tower != "lora",
             "tune_vision_tower",
             self.tune_vision_tower,
             needs_rank,
         )
         needs_own = "0 with --dialogues but 'own': hints are for questions about an address"
-        _require(self.dialogues == OWN or not self.hints, "hints", self.hints, needs_own)
+        require(self.dialogues == OWN or not self.hints, "hints", self.hints, needs_own)
         for text in self.mix:
             parse_mixture(text)
         both = self.hint_dropout + self.hint_shuffle
-        _require(both <= 1, "hint_dropout", f"with --hint_shuffle {both}", "together at most 1")
-        _require(0 <= self.lora_dropout < 1, "lora_dropout", self.lora_dropout, "at least 0 and below 1")
+        require(both <= 1, "hint_dropout", f"with --hint_shuffle {both}", "together at most 1")
+        require(0 <= self.lora_dropout < 1, "lora_dropout", self.lora_dropout, "at least 0 and below 1")
 
 
 @dataclass
@@ -203,21 +220,21 @@ class LlavaArguments(TrainingArguments):
 
     def __post_init__(self) -> None:
         """Checks first, because the parent opens process groups and starts DeepSpeed's compiler."""
-        _require(self.output_dir is not None, "output_dir", None, "the folder to write")
-        _require(self.learning_rate >= 0, "learning_rate", self.learning_rate, "at least 0")
+        require(self.output_dir is not None, "output_dir", None, "the folder to write")
+        require(self.learning_rate >= 0, "learning_rate", self.learning_rate, "at least 0")
         for name in ("logging_nan_inf_filter", "remove_unused_columns"):
-            _require(not getattr(self, name), name, getattr(self, name), "false")
-        _require(not self.load_best_model_at_end, "load_best_model_at_end", True, "false; take --publish best")
+            require(not getattr(self, name), name, getattr(self, name), "false")
+        require(not self.load_best_model_at_end, "load_best_model_at_end", True, "false; take --publish best")
         mend = "0; transformers would smooth the loss of each word's own position, not of the next one"
-        _require(not self.label_smoothing_factor, "label_smoothing_factor", self.label_smoothing_factor, mend)
+        require(not self.label_smoothing_factor, "label_smoothing_factor", self.label_smoothing_factor, mend)
         mend = "false with --deepspeed, which makes another tower of stage 1's by it; take --bf16 true"
-        _require(not (self.fp16 and self.deepspeed), "fp16", True, mend)
+        require(not (self.fp16 and self.deepspeed), "fp16", True, mend)
         mend = "false; python -m train.merge --push_to_hub OWNER/NAME uploads what is finished"
-        _require(not self.push_to_hub, "push_to_hub", True, mend)
+        require(not self.push_to_hub, "push_to_hub", True, mend)
         allowed = ("random", "sequential", "group_by_length")
         name = "train_sampling_strategy"
-        _require(getattr(self, name) in allowed, name, getattr(self, name), ", ".join(allowed))
-        _require(not self.fsdp, "fsdp", self.fsdp, "nothing: shard with --deepspeed train/configs/zero3.json")
+        require(getattr(self, name) in allowed, name, getattr(self, name), ", ".join(allowed))
+        require(not self.fsdp, "fsdp", self.fsdp, "nothing: shard with --deepspeed train/configs/zero3.json")
         if self.deepspeed:
             refuse_missing_compiler(needs_cpu=self.use_cpu or not torch.cuda.is_available())
             self.deepspeed_content()
@@ -244,44 +261,16 @@ class LlavaArguments(TrainingArguments):
         return content
 
 
-def refuse_zero3_quantized(settings: LlavaSettings, arguments: LlavaArguments) -> None:
-    """ZeRO-3 cannot spread weights of four or eight bits.
-
-    Raises:
-        UserError: Says what can.
-    """
-    stage = (arguments.deepspeed_content() or {}).get("zero_optimization", {}).get("stage", 0)
-    if stage == 3:
-        _require(settings.quantize == "none", "quantize", settings.quantize, "none with ZeRO-3, any with ZeRO-2")
-
-
-def refuse_beside_other_bases(settings: LlavaSettings, arguments: LlavaArguments) -> None:
-    """What only LLaVA-1.5 can have here.
-
-    Raises:
-        UserError: Names the option.
-    """
-    ours = {
-        "clip": settings.clip,
-        "interpolate_positions": settings.interpolate_positions,
-        "hints": settings.hints,
-        "mix": settings.mix,
-        "forgetting_probe": settings.forgetting_probe,
-    }
-    for name, value in ours.items():
-        _require(not value, name, value, "nothing: a base that is no LLaVA-1.5 keeps its own tower and template")
-    for name in ("tune_vision_tower", "quantize"):
-        _require(getattr(settings, name) == "none", name, getattr(settings, name), "none, with a base but LLaVA-1.5")
-    _require(not is_measured(arguments), "eval_strategy", arguments.eval_strategy, "no, with a base but LLaVA-1.5")
-    name = "train_sampling_strategy"
-    _require(getattr(arguments, name) != "group_by_length", name, "group_by_length", "random, sequential")
-
-
 def is_measured(arguments: TrainingArguments) -> bool:
     """True if ``--eval_strategy`` names a time to measure."""
     return str(getattr(arguments.eval_strategy, "value", arguments.eval_strategy)) != "no"
 
 
-def _require(is_good: bool, name: str, value: object, allowed: str) -> None:
+def require(is_good: bool, name: str, value: object, allowed: str) -> None:
+    """Refuses an option's value, and says which are allowed.
+
+    Raises:
+        UserError: ``is_good`` is not true.
+    """
     if not is_good:
         raise UserError(f"--{name} {value}: allowed: {allowed}")

@@ -17,6 +17,7 @@ from llava_ial.config import save_config
 from llava_ial.data.llava import LlavaCollator
 from llava_ial.errors import UserError
 from llava_ial.manifest import write_json
+from llava_ial.models.attention import attention_kept
 from llava_ial.models.learned_logits import learned_alone
 from llava_ial.models.llava_folder import copy_llava_ial, save_llava_ial
 from llava_ial.models.tuned_tower import (
@@ -197,9 +198,10 @@ class LlavaTrainer(Trainer):
         self.model.eval()
         with self.accelerator.autocast():
             loss, _ = dialogue_loss(self.model, validation.dialogues, self.data_collator, size, everyone=everyone)
-            scores = answer_scores(
-                base, validation, run.tokenizer, base.config.image_seq_length, size, everyone=everyone
-            )
+            with attention_kept(base):
+                scores = answer_scores(
+                    base, validation, run.tokenizer, base.config.image_seq_length, size, everyone=everyone
+                )
         self.model.train(was_training)
         return {"loss": loss, **scores}
 

@@ -1,0 +1,36 @@
+"""Options of stage 2 that cannot go together, as the base or the launcher has it."""
+
+from llava_ial.training.llava_settings import LlavaArguments, LlavaSettings, is_measured, require
+
+
+def refuse_zero3_quantized(settings: LlavaSettings, arguments: LlavaArguments) -> None:
+    """ZeRO-3 cannot spread weights of four or eight bits.
+
+    Raises:
+        UserError: Says what can.
+    """
+    stage = (arguments.deepspeed_content() or {}).get("zero_optimization", {}).get("stage", 0)
+    if stage == 3:
+        require(settings.quantize == "none", "quantize", settings.quantize, "none with ZeRO-3, any with ZeRO-2")
+
+
+def refuse_beside_other_bases(settings: LlavaSettings, arguments: LlavaArguments) -> None:
+    """What only LLaVA-1.5 can have here.
+
+    Raises:
+        UserError: Names the option.
+    """
+    ours = {
+        "clip": settings.clip,
+        "interpolate_positions": settings.interpolate_positions,
+        "hints": settings.hints,
+        "mix": settings.mix,
+        "forgetting_probe": settings.forgetting_probe,
+    }
+    for name, value in ours.items():
+        require(not value, name, value, "nothing: a base that is no LLaVA-1.5 keeps its own tower and template")
+    for name in ("tune_vision_tower", "quantize"):
+        require(getattr(settings, name) == "none", name, getattr(settings, name), "none, with a base but LLaVA-1.5")
+    require(not is_measured(arguments), "eval_strategy", arguments.eval_strategy, "no, with a base but LLaVA-1.5")
+    name = "train_sampling_strategy"
+    require(getattr(arguments, name) != "group_by_length", name, "group_by_length", "random, sequential")
