@@ -26,13 +26,13 @@ from tqdm import tqdm
 from transformers import AutoImageProcessor, AutoTokenizer, LlavaForConditionalGeneration, PreTrainedTokenizerBase
 
 from llava_ial.config import parse_config
+from llava_ial.conversation import Message, user_question
 from llava_ial.data.llava import EncodedDialogue, encode_dialogue
 from llava_ial.errors import run_command
 from llava_ial.manifest import FolderState, claim_folder, publish_manifest, read_manifest, write_json
 from llava_ial.models.identity import hash_tensors
 from llava_ial.models.llava import set_features
 from llava_ial.models.llava_folder import save_processor
-from llava_ial.training.optim import build_optimizer, learning_rate_at, set_learning_rate
 from train.toy_base.card import write_card
 from train.toy_base.cities import load_cities
 from train.toy_base.dialogues import address_dialogues, address_drills, build_data_sets, scene_dialogues
@@ -43,11 +43,13 @@ from train.toy_base.pretrain_llava import (
     loss_of,
     measure,
     supervised_logits,
+    take_steps,
     tower_outputs,
 )
 
 KIND = "toy_llava"
 _NUM_MEASURED = 256
+_DISTURBANCE = 0.7
 
 
 @dataclass
@@ -109,11 +111,9 @@ def train(
     features = tower_outputs(model, photos)
     scenes = [encode_dialogue(tokenizer, each, count) for each in scene_dialogues(photos.captions, seed)]
     talks = [encode_dialogue(tokenizer, each, 0) for each in address_dialogues(data_sets, seed)]
+    listed = address_drills(data_sets[:-1], per_set=settings.drills_per_city, seed=seed)
     drills = [
-        encode_dialogue(tokenizer, each, 0)
-        for each in tqdm(
-            address_drills(data_sets[:-1], per_set=settings.drills_per_city, seed=seed), desc="drills", unit="dialogue"
-        )
+        encode_dialogue(tokenizer, beside_a_photo(each), count) for each in tqdm(listed, desc="drills", unit="dialogue")
     ]
     generator = torch.Generator().manual_seed(seed)
     talking = batches_of_like_length([len(each.input_ids) for each in talks], settings.talks_per_step, generator)
@@ -121,41 +121,57 @@ def train(
     held_out = held_out_rows(photos, first_half["held_out_cities"])
     pool = torch.nonzero(~held_out).flatten()
     model.model.vision_tower.requires_grad_(False)
-    optimizer = build_optimizer(model, learning_rate=settings.learning_rate, weight_decay=settings.weight_decay)
-    log: list[dict[str, float]] = []
-    model.train()
-    for step in (bar := tqdm(range(settings.steps), desc="toy-llava", unit="step")):
-        rate = learning_rate_at(
-            step, num_steps=settings.steps, warmup_steps=settings.warmup_steps, peak=settings.learning_rate, final=0.0
-        )
-        set_learning_rate(optimizer, rate)
+
+    def losses() -> dict[str, torch.Tensor]:
         rows = pool[torch.randint(len(pool), (settings.scenes_per_step,), generator=generator)]
-        seen = loss_of(model, [scenes[row] for row in rows.tolist()], features[rows])
-        heard = loss_of(model, [talks[i] for i in next(talking)])
-        copied = loss_of(model, [drills[i] for i in next(drilling)])
-        optimizer.zero_grad()
-        (seen + heard + copied).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        if step % 50 == 49:
-            entry = {"scene_loss": seen.item(), "talk_loss": heard.item(), "drill_loss": copied.item()}
-            log.append({"step": step + 1, **{name: round(value, 4) for name, value in entry.items()}})
-            bar.set_postfix(scene=f"{seen.item():.3f}", talk=f"{heard.item():.3f}", drill=f"{copied.item():.4f}")
-    unread = address_drills(data_sets[-1:], per_set=_NUM_MEASURED, seed=seed)
+        shown = pool[torch.randint(len(pool), (settings.drills_per_step,), generator=generator)]
+        return {
+            "scene": loss_of(model, [scenes[row] for row in rows.tolist()], features[rows]),
+            "talk": loss_of(model, [talks[i] for i in next(talking)]),
+            "drill": loss_of(model, [drills[i] for i in next(drilling)], disturbed(features[shown], generator)),
+        }
+
+    log = take_steps(model, losses, settings)
+    listed = address_drills(data_sets[-1:], per_set=_NUM_MEASURED, seed=seed)
+    unread = [encode_dialogue(tokenizer, beside_a_photo(each), count) for each in listed]
     rows = torch.nonzero(held_out).flatten()[:_NUM_MEASURED]
     measured = measure(model, [scenes[row] for row in rows.tolist()], features[rows])
-    log.append(measured | measure_copying(model, [encode_dialogue(tokenizer, each, 0) for each in unread]))
+    log.append(measured | measure_copying(model, unread, features[rows]))
     print(f"held out: {log[-1]}")
     return log
 
 
+def beside_a_photo(drill: list[Message]) -> list[Message]:
+    """The same dialogue with the mark of a photo, as tuning shows a list beside one."""
+    first, *rest = drill
+    return [user_question(first.content), *rest]
+
+
+def disturbed(features: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """``features (B, image tokens, width)`` with another gain and offset for each channel of each photo.
+
+    Whoever tunes this model brings a tower that was tuned before. What it says must not keep a list from being read.
+    """
+    shape = (len(features), 1, features.shape[2])
+    gain = (_DISTURBANCE * torch.randn(shape, generator=generator)).exp()
+    offset = _DISTURBANCE * features.float().std() * torch.randn(shape, generator=generator)
+    return features.float() * gain + offset
+
+
 @torch.no_grad()
-def measure_copying(model: LlavaForConditionalGeneration, drills: list[EncodedDialogue]) -> dict[str, float]:
-    """Share of answers to drills without a wrong token; one reading tells: greedy words go the same way."""
+def measure_copying(
+    model: LlavaForConditionalGeneration, drills: list[EncodedDialogue], features: torch.Tensor
+) -> dict[str, float]:
+    """Share of answers to drills without a wrong token, each beside one of the photos, whose ``features`` are given.
+
+    One reading tells: greedy words go the same way.
+    """
     model.eval()
     right, total = 0, 0
     for start in range(0, len(drills), 32):
-        logits, labels, supervised = supervised_logits(model, drills[start : start + 32])
+        some = drills[start : start + 32]
+        shown = torch.arange(start, start + len(some)) % len(features)
+        logits, labels, supervised = supervised_logits(model, some, features[shown])
         is_right = torch.ones_like(supervised)
         is_right[supervised] = logits.argmax(dim=-1) == labels
         begins = supervised & ~functional.pad(supervised[:, :-1], (1, 0))

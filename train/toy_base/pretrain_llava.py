@@ -14,9 +14,10 @@ import time
 os.environ.setdefault("OMP_NUM_THREADS", str(len(os.sched_getaffinity(0))))  # read once, when torch is imported
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch.nn import functional
@@ -138,29 +139,50 @@ def train(
     is_held_out = held_out_rows(photos, settings.held_out_cities)
     pool = torch.nonzero(~is_held_out).flatten()
     model.model.vision_tower.requires_grad_(False)
-    optimizer = build_optimizer(model, learning_rate=settings.learning_rate, weight_decay=settings.weight_decay)
     talks = batches_of_like_length([len(talk.input_ids) for talk in talking], num_heard, generator)
-    log: list[dict[str, float]] = []
-    model.train()
-    for step in (bar := tqdm(range(settings.steps), desc="toy-llava", unit="step")):
-        rate = learning_rate_at(
-            step, num_steps=settings.steps, warmup_steps=settings.warmup_steps, peak=settings.learning_rate, final=0.0
-        )
-        set_learning_rate(optimizer, rate)
+
+    def losses() -> dict[str, torch.Tensor]:
         rows = pool[torch.randint(len(pool), (num_seen,), generator=generator)]
         seen = loss_of(model, [encoded[row] for row in rows.tolist()], features[rows])
-        heard = loss_of(model, [talking[i] for i in next(talks)])
-        optimizer.zero_grad()
-        (seen + heard).backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        if step % 50 == 49:
-            log.append({"step": step + 1, "scene_loss": round(seen.item(), 4), "talk_loss": round(heard.item(), 4)})
-            bar.set_postfix(scene=f"{seen.item():.3f}", talk=f"{heard.item():.3f}")
+        return {"scene": seen, "talk": loss_of(model, [talking[i] for i in next(talks)])}
+
+    log = take_steps(model, losses, settings)
     held_out = torch.nonzero(is_held_out).flatten()[:256]
     log.append(measure(model, [encoded[row] for row in held_out.tolist()], features[held_out]))
     print(f"held-out cities: {log[-1]}")
     return model, tokenizer, log
+
+
+class Schedule(Protocol):
+    """How many steps, and how large."""
+
+    steps: int
+    learning_rate: float
+    weight_decay: float
+    warmup_steps: int
+
+
+def take_steps(
+    model: LlavaForConditionalGeneration, losses: Callable[[], dict[str, torch.Tensor]], schedule: Schedule
+) -> list[dict[str, float]]:
+    """AdamW on the sum of ``losses`` of one batch after the other; returns the log, a line for every 50 steps."""
+    optimizer = build_optimizer(model, learning_rate=schedule.learning_rate, weight_decay=schedule.weight_decay)
+    log: list[dict[str, float]] = []
+    model.train()
+    for step in (bar := tqdm(range(schedule.steps), desc="toy-llava", unit="step")):
+        rate = learning_rate_at(
+            step, num_steps=schedule.steps, warmup_steps=schedule.warmup_steps, peak=schedule.learning_rate, final=0.0
+        )
+        set_learning_rate(optimizer, rate)
+        found = losses()
+        optimizer.zero_grad()
+        torch.autograd.backward(list(found.values()))
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if step % 50 == 49:
+            log.append({"step": step + 1, **{f"{name}_loss": round(loss.item(), 4) for name, loss in found.items()}})
+            bar.set_postfix({name: f"{loss.item():.3f}" for name, loss in found.items()})
+    return log
 
 
 def held_out_rows(photos: CityPhotos, num_cities: int) -> torch.Tensor:
