@@ -37,6 +37,15 @@ def test_each_word_of_a_name_has_one_other_name_throughout() -> None:
     assert [message.role for message in said] == [message.role for message in TALK]
 
 
+def test_half_of_the_other_names_are_spelled_where_there_are_pieces() -> None:
+    draw = np.random.default_rng(0)
+    oaks = [
+        rename(TALK, {"Oak"}, draw, ["zz", "yy"])[2].content.removeprefix("Is this ").removesuffix(" Road?")
+        for _ in range(200)
+    ]
+    assert 70 < sum(set(oak.lower()) <= {"z", "y"} for oak in oaks) < 130
+
+
 def test_another_dialogue_has_other_names() -> None:
     draw = np.random.default_rng(0)
     assert len({rename(TALK, {"Oak"}, draw)[3].content for _ in range(20)}) > 15
@@ -119,9 +128,21 @@ def test_an_answer_with_one_wrong_token_is_not_copied(monkeypatch: pytest.Monkey
         logits = said.clone()
         logits[wrong, 19] = 2.0
         monkeypatch.setattr(pretrain_copying, "supervised_logits", lambda *_: (logits, labels, supervised))
-        return pretrain_copying.measure_copying(torch.nn.Linear(1, 1), [None])["answers_copied"]  # type: ignore[arg-type,list-item]
+        found = pretrain_copying.measure_copying(torch.nn.Linear(1, 1), [None], torch.ones(1))  # type: ignore[arg-type,list-item]
+        return found["answers_copied"]
 
     assert copied([]) == 1.0
     assert copied([2]) == copied([2, 3]) == 1 - 1 / answers
     assert copied([0, 3, 6]) == 1 - 3 / answers
     assert copied(list(range(8))) == 0.0
+
+
+def test_a_drill_stands_beside_a_photo_whose_features_are_disturbed_by_channel() -> None:
+    assert pretrain_copying.beside_a_photo(TALK) == [Message("user", "<image>\nWhere is this?"), *TALK[1:]]
+    features = torch.randn(3, 5, 7).half()
+    first, again = (pretrain_copying.disturbed(features, torch.Generator().manual_seed(seed)) for seed in (0, 0))
+    assert torch.equal(first, again)
+    gain = (first[:, 1:] - first[:, :-1]) / (features[:, 1:].float() - features[:, :-1].float())
+    torch.testing.assert_close(gain, gain[:, :1].expand_as(gain), rtol=0.02, atol=0.02)
+    assert (gain > 0).all()
+    assert gain[:, 0].std() > 0.2

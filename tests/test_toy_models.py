@@ -6,15 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from transformers import AutoProcessor, CLIPModel, CLIPProcessor, LlavaForConditionalGeneration
+from transformers import AutoProcessor, AutoTokenizer, CLIPModel, CLIPProcessor, LlavaForConditionalGeneration
 
 from data_gen.toy_city import GENERATOR_VERSION
-from data_gen.toy_city.names import name_city, name_neighbourhoods, name_streets
+from data_gen.toy_city.names import name_city, name_neighbourhoods, name_streets, street_roots
 from data_gen.toy_city.plan import build_plan
 from llava_ial.conversation import chat_template_hash
 from llava_ial.models.identity import tower_hash
 from train.toy_base.cities import FIRST_PRETRAINING_SEED
-from train.toy_base.names import made_up_street, made_up_word
+from train.toy_base.names import LONGER_THAN_NAMES, made_up_street, made_up_word, spelled_word, spelling_pieces
 
 MODELS = Path(__file__).resolve().parents[1] / "train" / "toy_base" / "models"
 CLIP, LLAVA = MODELS / "toy-clip", MODELS / "toy-llava"
@@ -69,3 +69,21 @@ def test_no_name_of_a_demo_town_was_in_what_they_read() -> None:
     read |= {made_up_street(draw) for _ in range(20_000)} | {made_up_word(draw) for _ in range(20_000)}
     for seed in (*range(12), 21, 22, 23, 24, 25, 999):
         assert not names(seed, "small") & read
+
+
+def test_a_spelled_name_is_longer_than_any_word_of_a_town() -> None:
+    own = {word for seed in range(12) for name in names(seed, "small") for word in name.split()}
+    own |= {*street_roots(0), *street_roots(FIRST_PRETRAINING_SEED)}
+    assert max(map(len, own)) < LONGER_THAN_NAMES
+    draw = np.random.default_rng(0)
+    assert {len(spelled_word(["ab", "c"], draw)) for _ in range(50)} <= {LONGER_THAN_NAMES, LONGER_THAN_NAMES + 1}
+
+
+def test_spelled_names_need_every_token_that_names_of_towns_do() -> None:
+    tokenizer = AutoTokenizer.from_pretrained(LLAVA)
+    pieces, draw = spelling_pieces(tokenizer), np.random.default_rng(0)
+    read = {token for _ in range(30_000) for token in tokenizer.tokenize(f" {spelled_word(pieces, draw)}")}
+    needed = {token for root in street_roots(0) for token in tokenizer.tokenize(f" {root}")}
+    assert needed <= read
+    made_up = {token for _ in range(30_000) for token in tokenizer.tokenize(f" {made_up_word(draw)}")}
+    assert len(needed - made_up) > len(needed) / 4  # syllables alone leave many out

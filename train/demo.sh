@@ -29,6 +29,7 @@ step() { # step TITLE COMMAND...: a headline, the command, the time it took
   printf '\n\033[1m== %s\033[0m\n$ %s\n' "$title" "$*"
   "$@"
   printf -- '-- %s: %d s\n' "$title" "$((SECONDS - begun))"
+  printf '%s\t%d\n' "$title" "$((SECONDS - begun))" >> "$RUN/times.tsv"
 }
 
 # 1. A town with its map and its photos, and from them addresses, captions and conversations.

@@ -14,7 +14,7 @@ from llava_ial.conversation import IMAGE_TOKEN, Message, user_question
 from llava_ial.data.dataset import IALDataset
 from llava_ial.errors import UserError
 from llava_ial.hints import format_hint
-from train.toy_base.names import made_up_word
+from train.toy_base.names import made_up_word, spelled_word
 
 SCENE_QUESTIONS = (
     "What does this photo show?",
@@ -25,6 +25,7 @@ SCENE_QUESTIONS = (
     "Tell me what is in this picture.",
 )
 _MADE_UP_SHARE = 0.7
+_SPELLED_SHARE = 0.5
 _MOST_FOLLOW_UPS = 3
 # Most of the talk says first where the photo was taken, or lists some likely addresses: the language model learns to
 # take names from what it was told, and from a list the one or the other as often as their probabilities say.
@@ -45,11 +46,12 @@ def scene_dialogues(captions: Sequence[str], seed: int) -> list[list[Message]]:
     ]
 
 
-def address_dialogues(data_sets: Sequence[Path], seed: int) -> list[list[Message]]:
+def address_dialogues(data_sets: Sequence[Path], seed: int, pieces: Sequence[str] = ()) -> list[list[Message]]:
     """The dialogues of data sets as text, most with made-up names, and most with the address told or listed first.
 
     Where each dialogue has names of its own, a later turn can only be answered by reading the earlier ones. With the
-    few names of some towns a language model learns the names instead.
+    few names of some towns a language model learns the names instead. Half of the made-up names are spelled with
+    ``pieces``, where there are any.
     """
     draw = np.random.default_rng(seed)
     talks: list[list[Message]] = []
@@ -66,7 +68,7 @@ def address_dialogues(data_sets: Sequence[Path], seed: int) -> list[list[Message
             elif which < _SHARE_TOLD + _SHARE_LISTED:
                 question = f"{format_hint(listed(truth, list(address_of.values()), draw))}\n{question}"
             talk = [Message("user", question), *rest]
-            talks.append(rename(talk, words, draw) if draw.random() < _MADE_UP_SHARE else talk)
+            talks.append(rename(talk, words, draw, pieces) if draw.random() < _MADE_UP_SHARE else talk)
     return talks
 
 
@@ -90,10 +92,13 @@ def listed(truth: Address, addresses: Sequence[Address], draw: np.random.Generat
     return list(zip(chosen, (weights / weights.sum() * draw.uniform(0.3, 0.95)).tolist(), strict=True))
 
 
-def address_drills(data_sets: Sequence[Path], *, per_set: int, seed: int) -> list[list[Message]]:
+def address_drills(
+    data_sets: Sequence[Path], *, per_set: int, seed: int, pieces: Sequence[str] = ()
+) -> list[list[Message]]:
     """Lists of addresses, and questions about this and that one of them: nothing but reading, and it has one answer.
 
-    Every name is made up, so that each can be found in its list alone. The city, which no list names, is left out.
+    Every name is made up, half of them of ``pieces`` where there are any, so that each can be found in its list alone.
+    The city, which no list names, is left out.
     """
     draw = np.random.default_rng(seed)
     drills: list[list[Message]] = []
@@ -105,7 +110,7 @@ def address_drills(data_sets: Sequence[Path], *, per_set: int, seed: int) -> lis
             address = address_of[record.sub_street_id]
             turns.setdefault(address, []).extend(_turns_without_city(record.messages, address.city))
         words = name_words(turns)
-        drills += [rename(drill(turns, draw), words, draw) for _ in range(per_set)]
+        drills += [rename(drill(turns, draw), words, draw, pieces) for _ in range(per_set)]
     return drills
 
 
@@ -160,13 +165,18 @@ def name_words(addresses: Iterable[Address]) -> set[str]:
     return {word for name in names if name for word in (name.split()[:-1] or name.split())}
 
 
-def rename(messages: Sequence[Message], words: set[str], draw: np.random.Generator) -> list[Message]:
+def rename(
+    messages: Sequence[Message], words: set[str], draw: np.random.Generator, pieces: Sequence[str] = ()
+) -> list[Message]:
     """The same dialogue with another made-up word for each of ``words``, the same one throughout."""
     others: dict[str, str] = {}
     pattern = re.compile(r"\b(?:" + "|".join(re.escape(word) for word in sorted(words, key=len, reverse=True)) + r")\b")
 
     def other(found: re.Match[str]) -> str:
-        return others.setdefault(found.group(), made_up_word(draw))
+        if found.group() not in others:
+            spelled = pieces and draw.random() < _SPELLED_SHARE
+            others[found.group()] = spelled_word(pieces, draw) if spelled else made_up_word(draw)
+        return others[found.group()]
 
     return [Message(message.role, pattern.sub(other, message.content)) for message in messages]
 

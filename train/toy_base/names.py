@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from transformers import PreTrainedTokenizerBase
 
 from llava_ial.address import Address, CrossStreet, format_verbose
 
@@ -14,6 +15,8 @@ _CONSONANTS = "b|br|c|ch|d|dr|f|g|gr|h|k|l|m|n|p|pl|r|s|sh|st|t|th|v|w|z"
 _VOWELS = "a|e|i|o|u|ai|ea|ou"
 _KINDS = ("Street", "Avenue", "Road", "Lane", "Way", "Alley", "Row", "Drive", "Court", "Place", "Boulevard", "Hill")
 _MADE_UP_SHARE = 0.5
+_SPACE = "\u0120"  # how byte-level BPE writes the space before a word
+LONGER_THAN_NAMES = 16
 _NUM_STREETS, _NUM_NEIGHBOURHOODS = 10, 3
 
 
@@ -70,6 +73,23 @@ def made_up_word(draw: np.random.Generator) -> str:
         for _ in range(draw.integers(2, 4))
     ]
     return "".join(syllables).capitalize()
+
+
+def spelling_pieces(tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """The letters and runs of letters that a vocabulary spells words with, in lower case."""
+    bare = {token.removeprefix(_SPACE) for token in tokenizer.get_vocab()}
+    return sorted({piece.lower() for piece in bare if piece.isascii() and piece.isalpha()})
+
+
+def spelled_word(pieces: Sequence[str], draw: np.random.Generator) -> str:
+    """Pieces of a vocabulary in any order, so that none of them stays unread; longer than any town's word.
+
+    What a language model never had to write it cannot write later: tuning leaves its table of tokens as it is.
+    """
+    word = ""
+    while len(word) < LONGER_THAN_NAMES:
+        word += pieces[int(draw.integers(len(pieces)))]
+    return word.capitalize()
 
 
 def invented_addresses(cities: Sequence[Path], *, per_city: int, seed: int) -> list[str]:

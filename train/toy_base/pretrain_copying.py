@@ -36,6 +36,7 @@ from llava_ial.models.llava_folder import save_processor
 from train.toy_base.card import write_card
 from train.toy_base.cities import load_cities
 from train.toy_base.dialogues import address_dialogues, address_drills, build_data_sets, scene_dialogues
+from train.toy_base.names import spelling_pieces
 from train.toy_base.pretrain_llava import KIND as TALK_KIND
 from train.toy_base.pretrain_llava import (
     batches_of_like_length,
@@ -110,8 +111,9 @@ def train(
     count = set_features(model, model.config.vision_feature_layer, model.config.vision_feature_select_strategy)
     features = tower_outputs(model, photos)
     scenes = [encode_dialogue(tokenizer, each, count) for each in scene_dialogues(photos.captions, seed)]
-    talks = [encode_dialogue(tokenizer, each, 0) for each in address_dialogues(data_sets, seed)]
-    listed = address_drills(data_sets[:-1], per_set=settings.drills_per_city, seed=seed)
+    pieces = spelling_pieces(tokenizer)
+    talks = [encode_dialogue(tokenizer, each, 0) for each in address_dialogues(data_sets, seed, pieces)]
+    listed = address_drills(data_sets[:-1], per_set=settings.drills_per_city, seed=seed, pieces=pieces)
     drills = [
         encode_dialogue(tokenizer, beside_a_photo(each), count) for each in tqdm(listed, desc="drills", unit="dialogue")
     ]
@@ -132,7 +134,7 @@ def train(
         }
 
     log = take_steps(model, losses, settings)
-    listed = address_drills(data_sets[-1:], per_set=_NUM_MEASURED, seed=seed)
+    listed = address_drills(data_sets[-1:], per_set=_NUM_MEASURED, seed=seed, pieces=pieces)
     unread = [encode_dialogue(tokenizer, beside_a_photo(each), count) for each in listed]
     rows = torch.nonzero(held_out).flatten()[:_NUM_MEASURED]
     measured = measure(model, [scenes[row] for row in rows.tolist()], features[rows])
