@@ -61,10 +61,12 @@ _TEXTS: dict[str, dict[str, str]] = {
         "architecture": "LlavaForConditionalGeneration",
         "data": "{talk[scenes_per_city]} photos each were described; the addresses of {talk[talking_cities]} were "
         "spoken of in dialogues without any photo, most of them with made-up names in place of the town's, and most "
-        "with the address told or listed among likely ones first.",
+        "with the address told or listed among likely ones first. In the second half, half of the made-up names are "
+        "pieces of the vocabulary in any order, so that none of them stays unread.",
         "training": "First {talk[steps]} steps of {talk[batch_size]} dialogues, one third descriptions with the photo, "
         "the rest talk about addresses; then {steps} steps of {scenes_per_step} descriptions, {talks_per_step} "
-        "dialogues and {drills_per_step} drills, which ask for an address of a list by its place. AdamW with a cosine "
+        "dialogues and {drills_per_step} drills, which ask for an address of a list by its place, beside a photo "
+        "whose features are disturbed. AdamW with a cosine "
         "from {talk[learning_rate]} and {learning_rate}; projector and language model; the tower is frozen.",
         "measured": "loss of a description's tokens {scene_loss:.2f} with its photo, {scene_loss_of_another_photo:.2f} "
         "with another one; {answers_copied:.1%} of the answers to drills with unread names without a wrong token",
