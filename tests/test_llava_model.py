@@ -15,6 +15,7 @@ from llava_ial.data.dataset import IALDataset
 from llava_ial.data.llava import LlavaCollator, LlavaDataset, encode_prompt
 from llava_ial.errors import UserError
 from llava_ial.manifest import claim_folder, file_hash
+from llava_ial.models.feature_layers import set_features
 from llava_ial.models.identity import hash_tensors, tower_hash
 from llava_ial.models.llava import (
     LoraSettings,
@@ -22,7 +23,6 @@ from llava_ial.models.llava import (
     attach_tower,
     load_address_clip,
     load_base,
-    set_features,
 )
 from llava_ial.models.llava_folder import KIND, load_llava_ial, save_llava_ial
 from llava_ial.models.trainable import trainable_table

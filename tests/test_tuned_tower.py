@@ -8,7 +8,8 @@ from peft import PeftModel
 
 from llava_ial.errors import UserError
 from llava_ial.inference import AddressPredictor
-from llava_ial.models.llava import TOWER, LoraSettings, add_adapter, load_base, saved_module, set_features
+from llava_ial.models.feature_layers import set_features
+from llava_ial.models.llava import TOWER, LoraSettings, add_adapter, load_base, saved_module
 from llava_ial.models.llava_folder import load_llava_ial
 from llava_ial.models.tuned_tower import add_tower_lora, plain_state, set_tower_training
 from llava_ial.training.llava_groups import optimizer_groups

@@ -11,7 +11,8 @@ from llava_ial.data.dataset import IALDataset
 from llava_ial.data.llava import LlavaCollator, LlavaDataset
 from llava_ial.manifest import claim_folder
 from llava_ial.models.address_clip import AddressCLIP, load_clip
-from llava_ial.models.llava import LoraSettings, add_adapter, set_features
+from llava_ial.models.feature_layers import set_features
+from llava_ial.models.llava import LoraSettings, add_adapter
 from llava_ial.models.llava_folder import save_llava_ial, save_processor
 from llava_ial.training.clip_folder import ClipFolderWriter
 from tests.tiny_world import build_tiny_base_clip, build_tiny_dataset

@@ -11,6 +11,7 @@ import os
 
 os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count() or 1))  # read once, when torch is imported
 
+import json
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -83,7 +84,14 @@ def main() -> None:
 
 def _identity(config: ExportConfig) -> str:
     if config.format == "llava":
-        read_manifest(config.model, LLAVA_IAL_KIND, MERGED_KIND)
+        manifest = read_manifest(config.model, LLAVA_IAL_KIND, MERGED_KIND)
+        is_merged = manifest["kind"] == MERGED_KIND
+        settings = json.loads((config.model / "config.json").read_text(encoding="utf-8")) if is_merged else manifest
+        if isinstance(layers := settings.get("vision_feature_layer"), list):
+            raise UserError(
+                f"--model {config.model}: it reads layers {layers} of its tower side by side, and LLaVA's first code "
+                "reads one; python -m train.merge makes a folder that transformers opens"
+            )
         return file_hash(config.model / "manifest.json")
     return file_hash(config.model / "config.json")
 

@@ -147,30 +147,6 @@ def attach_tower(llava: LlavaForConditionalGeneration, clip: CLIPModel, *, inter
     return tower_hash(llava.model.vision_tower)
 
 
-def set_features(llava: LlavaForConditionalGeneration, layer: int, strategy: str) -> int:
-    """Chooses which outputs of the tower LLaVA reads; returns the number of image tokens.
-
-    Args:
-        llava: Changed in place.
-        layer: Index into the tower's hidden states; LLaVA-1.5 reads -2. Of layer -1 only the class token was trained by
-            stage 1.
-        strategy: ``default`` drops the class token, ``full`` keeps it.
-
-    Raises:
-        UserError: Unknown strategy or layer.
-    """
-    vision = llava.config.vision_config
-    if strategy not in ("default", "full"):
-        raise UserError(f"vision_feature_select_strategy '{strategy}' is unknown; allowed: default, full")
-    if not -vision.num_hidden_layers - 1 <= layer <= vision.num_hidden_layers:
-        raise UserError(f"vision_feature_layer {layer}: the tower has {vision.num_hidden_layers} layers")
-    llava.config.vision_feature_layer = layer
-    llava.config.vision_feature_select_strategy = strategy
-    count = (vision.image_size // vision.patch_size) ** 2 + (strategy == "full")
-    llava.config.image_seq_length = count
-    return int(count)
-
-
 def add_adapter(llava: LlavaForConditionalGeneration, lora: LoraSettings) -> PeftModel:
     """LoRA on the language model, the whole projector beside it; all else frozen.
 

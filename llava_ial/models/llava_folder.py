@@ -34,8 +34,9 @@ from llava_ial.manifest import (
     write_json,
     write_text,
 )
+from llava_ial.models.feature_layers import set_features
 from llava_ial.models.identity import hash_tensors, tower_hash
-from llava_ial.models.llava import PROJECTOR, TOWER, load_base, saved_module, set_features
+from llava_ial.models.llava import PROJECTOR, TOWER, load_base, saved_module
 from llava_ial.models.quantized import quantization_config
 from llava_ial.models.tuned_tower import named_as_plain
 

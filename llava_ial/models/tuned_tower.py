@@ -16,6 +16,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from llava_ial.models.feature_layers import num_read_layers
 from llava_ial.models.llava import TOWER, LoraSettings, saved_module
 
 TOWER_TUNING = ("none", "lora", "full")
@@ -27,7 +28,7 @@ Gather = Callable[[Sequence[nn.Parameter]], AbstractContextManager[Any]]
 
 def add_tower_lora(model: PeftModel, lora: LoraSettings) -> None:
     """Puts LoRA on those layers of the tower that LLaVA reads."""
-    layers = "|".join(str(layer) for layer in range(_num_read_layers(model)))
+    layers = "|".join(str(layer) for layer in range(num_read_layers(model.get_base_model().config)))
     config = LoraConfig(
         r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, use_rslora=lora.use_rslora,
         target_modules=_LINEAR.format(layers=layers),
@@ -45,7 +46,7 @@ def set_tower_training(model: PeftModel, how: str) -> None:
         if f".{TOWER}." in name:
             parameter.requires_grad_(False)
     for name, parameter in saved_module(model, TOWER).named_parameters():
-        is_read = "post_layernorm" not in name and _layer(name) < _num_read_layers(model)
+        is_read = "post_layernorm" not in name and _layer(name) < num_read_layers(model.get_base_model().config)
         parameter.requires_grad_(is_read and (how == "full" or (how == "lora" and ".lora_" in name)))
 
 
@@ -120,12 +121,6 @@ def _tower_lora_parameters(model: PeftModel) -> Iterator[tuple[str, nn.Parameter
     for name, parameter in saved_module(model, TOWER).named_parameters():
         if ".lora_" in name:
             yield name, parameter
-
-
-def _num_read_layers(model: PeftModel) -> int:
-    """Layers of the tower whose outputs reach LLaVA: hidden state 0 is the embeddings' output."""
-    config = model.get_base_model().config
-    return int(config.vision_feature_layer % (config.vision_config.num_hidden_layers + 1))
 
 
 def _layer(name: str) -> int:

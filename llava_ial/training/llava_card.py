@@ -26,8 +26,14 @@ predictor.answer([user_question("Where was this taken?")], Path("photo.jpg"))  #
 predictor.locate(Path("photo.jpg"), top_k=5)                                   # addresses with probabilities
 ```
 
-`PeftModel.from_pretrained(LlavaForConditionalGeneration.from_pretrained(BASE), FOLDER)` opens it with `peft` alone;
-`python -m train.merge` makes a plain `transformers` model of it.
+With `peft` alone the features that it reads must be named:
+
+```python
+base = LlavaForConditionalGeneration.from_pretrained(BASE, {features})
+model = PeftModel.from_pretrained(base, FOLDER)
+```
+
+`python -m train.merge` makes a plain `transformers` model of it, which knows them.
 
 ## Data
 
@@ -98,7 +104,7 @@ private person is.
 _SHOWN = (
     "dialogues", "lora_rank", "lora_alpha", "lora_dropout", "use_rslora", "use_dora", "quantize", "learning_rate",
     "projector_learning_rate", "tune_vision_tower", "vision_tower_learning_rate", "interpolate_positions",
-    "vision_feature_layer", "vision_feature_select_strategy", "per_device_train_batch_size",
+    "vision_feature_layer", "join_last_layer", "vision_feature_select_strategy", "per_device_train_batch_size",
     "gradient_accumulation_steps", "num_train_epochs", "max_steps", "hints", "hint_dropout", "hint_shuffle", "mix",
     "seed",
 )  # fmt: skip
@@ -133,11 +139,23 @@ def format_card(
         base=base,
         purpose=(_TUNED if settings.get("lora_rank") else _ALIGNED).format(base=base),
         data=f"{num_dialogues} dialogues about {num_photos} photos; {len(dataset.gallery)} addresses.",
+        features=_features(settings),
         step=step,
         split=split,
         metrics=_metrics(log, forgetting, step),
         settings="\n".join(f"- {name}: {settings[name]}" for name in _SHOWN if settings.get(name) not in (None, [])),
         licence=_licence(dataset.folder / "README.md"),
+    )
+
+
+def _features(settings: Mapping[str, Any]) -> str:
+    """What the base's configuration may have otherwise; a projector for two layers is none that the base knows."""
+    layer, strategy = settings.get("vision_feature_layer"), settings.get("vision_feature_select_strategy")
+    is_joined = bool(settings.get("join_last_layer"))
+    wider = ", ignore_mismatched_sizes=True" if is_joined else ""
+    return (
+        f'vision_feature_layer={[layer, -1] if is_joined else layer}, vision_feature_select_strategy="{strategy}"'
+        + wider
     )
 
 

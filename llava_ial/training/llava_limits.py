@@ -23,6 +23,7 @@ def refuse_beside_other_bases(settings: LlavaSettings, arguments: LlavaArguments
     ours = {
         "clip": settings.clip,
         "interpolate_positions": settings.interpolate_positions,
+        "join_last_layer": settings.join_last_layer,
         "hints": settings.hints,
         "mix": settings.mix,
         "forgetting_probe": settings.forgetting_probe,

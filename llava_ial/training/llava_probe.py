@@ -10,7 +10,7 @@ from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 from llava_ial.data.dataset import IALDataset
 from llava_ial.data.llava import LlavaCollator, LlavaDataset
 from llava_ial.data.llava_json import read_llava_json
-from llava_ial.models.llava import set_features
+from llava_ial.models.feature_layers import Layers, set_features
 from llava_ial.training.llava_validation import dialogue_loss
 
 
@@ -18,7 +18,7 @@ from llava_ial.training.llava_validation import dialogue_loss
 class Features:
     """Which outputs of the tower LLaVA reads, as of ``set_features``."""
 
-    layer: int
+    layer: Layers
     strategy: str
 
 

@@ -3,7 +3,7 @@
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from llava_ial.errors import UserError
 from llava_ial.locating import Locator, load_encoder
 from llava_ial.manifest import BUILDING, MANIFEST, FolderState, claim_folder, file_hash, read_manifest
 from llava_ial.models.attention import describe_attention
+from llava_ial.models.feature_layers import set_features
 from llava_ial.models.image_text import KIND as IMAGE_TEXT_KIND
 from llava_ial.models.image_text import model_type
 from llava_ial.models.llava import (
@@ -28,7 +29,6 @@ from llava_ial.models.llava import (
     attach_tower,
     load_address_clip,
     load_base,
-    set_features,
 )
 from llava_ial.models.llava_folder import KIND, base_hash
 from llava_ial.models.quantized import quantization_config, refuse_quantized_elsewhere
@@ -144,7 +144,9 @@ def build_run(settings: LlavaSettings, arguments: LlavaArguments, inputs: Inputs
             refuse_quantized_elsewhere(llava)
         attached_tower = attach_tower(llava, clip, interpolate_positions=settings.interpolate_positions)
         base_features = Features(llava.config.vision_feature_layer, llava.config.vision_feature_select_strategy)
-        count = set_features(llava, settings.vision_feature_layer, settings.vision_feature_select_strategy)
+        count = set_features(llava, settings.feature_layers, settings.vision_feature_select_strategy)
+        if settings.join_last_layer:  # the base's own projector is widened, too, and computes what it did before
+            base_features = replace(base_features, layer=settings.feature_layers)
         model = add_adapter(llava, settings.lora)
         if settings.tune_vision_tower == "lora":
             add_tower_lora(model, settings.lora)

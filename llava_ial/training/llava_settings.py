@@ -12,6 +12,7 @@ from llava_ial.data.llava_json import parse_mixture
 from llava_ial.data.training_dialogues import OWN
 from llava_ial.errors import UserError
 from llava_ial.models.attention import ATTENTIONS, choose_attention
+from llava_ial.models.feature_layers import Layers, joined_with_last
 from llava_ial.models.llava import LoraSettings
 from llava_ial.models.quantized import QUANTIZATIONS
 from llava_ial.models.tuned_tower import TOWER_TUNING
@@ -83,6 +84,11 @@ class LlavaSettings:
     vision_feature_select_strategy: str = field(
         default="default", metadata={"help": "'default' drops the class token, 'full' keeps it"}
     )
+    join_last_layer: bool = field(
+        default=False,
+        metadata={"help": "read the tower's last layer beside --vision_feature_layer; with 'full' its class token is "
+                          "there, which AddressCLIP's image embedding is made of"},
+    )  # fmt: skip
     hints: int = field(
         default=0, metadata={"help": "likeliest addresses of AddressCLIP that stand before the first question; 0: none"}
     )
@@ -150,6 +156,11 @@ class LlavaSettings:
         """The LoRA part."""
         return LoraSettings(self.lora_rank, self.lora_alpha, self.lora_dropout, self.use_rslora, self.use_dora)
 
+    @property
+    def feature_layers(self) -> Layers:
+        """Which layers of the tower are read."""
+        return joined_with_last(self.vision_feature_layer) if self.join_last_layer else self.vision_feature_layer
+
     def dtype(self, arguments: TrainingArguments) -> torch.dtype:
         """Of the frozen weights.
 
@@ -198,6 +209,7 @@ class LlavaSettings:
         )
         needs_own = "0 with --dialogues but 'own': hints are for questions about an address"
         require(self.dialogues == OWN or not self.hints, "hints", self.hints, needs_own)
+        _ = self.feature_layers
         for text in self.mix:
             parse_mixture(text)
         both = self.hint_dropout + self.hint_shuffle

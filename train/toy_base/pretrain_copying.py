@@ -30,8 +30,8 @@ from llava_ial.conversation import Message, user_question
 from llava_ial.data.llava import EncodedDialogue, encode_dialogue
 from llava_ial.errors import run_command
 from llava_ial.manifest import FolderState, claim_folder, publish_manifest, read_manifest, write_json
+from llava_ial.models.feature_layers import set_features
 from llava_ial.models.identity import hash_tensors
-from llava_ial.models.llava import set_features
 from llava_ial.models.llava_folder import save_processor
 from train.toy_base.card import write_card
 from train.toy_base.cities import load_cities

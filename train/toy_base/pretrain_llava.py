@@ -35,8 +35,8 @@ from llava_ial.data.llava import IGNORE_INDEX, EncodedDialogue, encode_dialogue,
 from llava_ial.errors import run_command
 from llava_ial.manifest import FolderState, claim_folder, publish_manifest, write_json
 from llava_ial.models.address_clip import load_clip
+from llava_ial.models.feature_layers import set_features
 from llava_ial.models.identity import hash_tensors, tower_hash
-from llava_ial.models.llava import set_features
 from llava_ial.models.llava_folder import save_processor
 from llava_ial.training.optim import build_optimizer, learning_rate_at, set_learning_rate
 from train.toy_base.cities import FIRST_PRETRAINING_SEED, CityPhotos, generate_cities, generator_version, load_cities
