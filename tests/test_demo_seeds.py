@@ -44,3 +44,9 @@ def test_differences_means_and_deviations_over_towns(tmp_path: Path) -> None:
 def test_an_unfinished_demo_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"evaluation/metrics\.json.*make demo"):
         figures(tmp_path)
+    whole = write_run(tmp_path / "run", ssa=0.5, street=0.5) / "evaluation" / "metrics.json"
+    metrics = json.loads(whole.read_text())
+    del metrics["baselines"]
+    whole.write_text(json.dumps(metrics))
+    with pytest.raises(UserError, match="run: its evaluation has no baselines"):
+        figures(tmp_path / "run")

@@ -19,6 +19,7 @@ from llava_ial.errors import UserError, run_command
 from llava_ial.manifest import write_json
 
 TIMES = "times.tsv"
+_PARTS = ("ranking", "answers", "baselines", "against_encoder", "shuffled_photos")
 
 
 @dataclass
@@ -49,6 +50,8 @@ def figures(run: Path) -> dict[str, float]:
         UserError: It is not finished.
     """
     metrics = _read(run / "evaluation" / "metrics.json")
+    if missing := [part for part in _PARTS if part not in metrics]:
+        raise UserError(f"{run}: its evaluation has no {', '.join(missing)}; take what `make demo` writes")
     ranking, answers = metrics["ranking"], metrics["answers"]["rates"]
     street = metrics["against_encoder"]["street"]
     rates = {
