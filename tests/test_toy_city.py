@@ -101,6 +101,24 @@ def test_exif_agrees_with_the_table(city: Path) -> None:
         assert taken == row["captured_at"]
 
 
+def test_a_town_of_short_streets_takes_the_photos_that_it_holds() -> None:
+    plan = build_plan(39, "small")
+    with pytest.raises(UserError, match="--photos 3600: a small city holds between 32 and about 3584 photos"):
+        place_panoramas(plan, 3600, 8)
+    panoramas = place_panoramas(plan, None, 8)
+    assert sum(p.num_views for p in panoramas) == 3584
+    assert {p.num_views for p in panoramas} == {8}
+    shares = [sum(p.split == split for p in panoramas) / len(panoramas) for split in ("test", "val")]
+    assert shares == pytest.approx([SIZES["small"].test_share, SIZES["small"].val_share], abs=0.01)
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+def test_the_size_has_its_own_number_of_photos(seed: int) -> None:
+    plan = build_plan(seed, "small")
+    usual, asked = (place_panoramas(plan, number, 8) for number in (None, SIZES["small"].photos))
+    assert [(p.split, p.day, *p.position) for p in usual] == [(p.split, p.day, *p.position) for p in asked]
+
+
 @pytest.mark.parametrize("size", ["tiny", "small"])
 @pytest.mark.parametrize("seed", [0, 7, 1003])
 def test_held_out_panoramas_keep_their_distance_and_their_day(seed: int, size: str) -> None:

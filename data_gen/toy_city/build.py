@@ -43,7 +43,7 @@ class CityOptions:
         seed: Whole number from 0; below 1000 for demos, from 1000 for pretraining.
         size: One of `SIZES`.
         pixels: Side of the photos.
-        photos: Number of photos; none takes the size's own.
+        photos: Number of photos; none takes the size's own, or as many as the streets hold.
     """
 
     seed: int
@@ -134,7 +134,7 @@ def _fill_folder(options: CityOptions, folder: Path, workers: int, clip: Path | 
     start = time.perf_counter()
     spec = SIZES[options.size]
     plan = build_plan(options.seed, options.size)
-    panoramas = place_panoramas(plan, options.photos or spec.photos, spec.headings)
+    panoramas = place_panoramas(plan, options.photos, spec.headings)
     place, scene = build_place(plan), build_scene(plan)
     write_osm(folder / "city.osm.pbf", plan, place)
     write_neighbourhoods(folder / "neighbourhoods.geojson", plan, place)

@@ -76,23 +76,25 @@ def _pick_held_out(
     return picked
 
 
-def place_panoramas(plan: Plan, num_photos: int, num_headings: int) -> list[Panorama]:
+def place_panoramas(plan: Plan, num_photos: int | None, num_headings: int) -> list[Panorama]:
     """Spread panoramas over all sub-streets and split them into training, validation and test.
 
     Held-out panoramas are picked first; training ones keep more than 8 m away from all of them.
 
     Args:
         plan: The street plan.
-        num_photos: Photos in total; the last panorama gets what is left over.
+        num_photos: Photos in total; the last panorama gets what is left over. None takes the size's own number, or as
+            many as the streets hold: some towns are drawn with short ones.
         num_headings: Views per panorama.
 
     Raises:
-        UserError: If the streets are too short for so many photos.
+        UserError: If the streets are too short for the number that was asked for.
     """
     rng = random_stream(plan.seed, "panoramas")
     spec = SIZES[plan.size]
     positions, directions, parts, ranks = _slots(plan, rng)
-    count = -(-num_photos // num_headings)
+    total = spec.photos if num_photos is None else num_photos
+    count = -(-total // num_headings)
     test = _pick_held_out(max(1, round(count * spec.test_share)), positions, parts, [], rng)
     val = _pick_held_out(max(1, round(count * spec.val_share)), positions, parts, test, rng)
     held_out = positions[test + val]
@@ -101,10 +103,14 @@ def place_panoramas(plan: Plan, num_photos: int, num_headings: int) -> list[Pano
     order = rng.permutation(len(usable))
     usable = usable[order[np.argsort(ranks[usable[order]], kind="stable")]]
     wanted = count - len(test) - len(val)
+    if num_photos is None and wanted > len(usable):
+        wanted = len(usable)
+        count = wanted + len(test) + len(val)
+        total = count * num_headings
     if wanted < 1 or wanted > len(usable):
         most = (len(usable) + len(test) + len(val)) * num_headings
         raise UserError(
-            f"--photos {num_photos}: a {plan.size} city holds between {4 * num_headings} and about {most} photos; "
+            f"--photos {total}: a {plan.size} city holds between {4 * num_headings} and about {most} photos; "
             "choose a number in between or another --size"
         )
     split_of = {**dict.fromkeys(test, "test"), **dict.fromkeys(val, "val")}
@@ -113,7 +119,7 @@ def place_panoramas(plan: Plan, num_photos: int, num_headings: int) -> list[Pano
     for number, slot in enumerate(sorted(split_of)):
         split = split_of[slot]
         day = {"val": VAL_DAY, "test": TEST_DAY}.get(split, int(rng.choice(TRAIN_DAYS)))
-        views = num_headings if number < count - 1 else num_photos - (count - 1) * num_headings
+        views = num_headings if number < count - 1 else total - (count - 1) * num_headings
         where = positions[slot]
         panoramas.append(Panorama(number, int(parts[slot]), split, day, where, float(directions[slot]), views))
     return panoramas
