@@ -144,11 +144,7 @@ def save_llava_ial(
     save_processor(folder, tokenizer, image_processor, llava_config)
     _copy_once(clip_folder, folder / ADDRESS_CLIP)
     stage1 = read_manifest(folder / ADDRESS_CLIP, ADDRESS_CLIP)
-    towers = {"tower_hash": stage1["tower_hash"]}
-    if attached_tower not in (None, stage1["tower_hash"]):
-        towers["interpolated_tower_hash"] = attached_tower
-    if is_tower_tuned:
-        towers["tuned_tower_hash"] = _tower_hash_of(state_dict)
+    towers = _tower_hashes(stage1["tower_hash"], attached_tower, state_dict if is_tower_tuned else None)
     projector_hash = _check_adapter(folder, _expected_tower(towers))
     publish_manifest(
         folder,
@@ -265,6 +261,16 @@ def _copy_once(source: Path, target: Path) -> None:
     shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed here
     shutil.copytree(source, temporary, ignore=shutil.ignore_patterns("checkpoints"))
     temporary.rename(target)
+
+
+def _tower_hashes(stage1: str, attached: str | None, tuned: Mapping[str, torch.Tensor] | None) -> dict[str, str]:
+    """Stage 1's, and if interpolation (``attached``) or tuning (weights ``tuned``) changed it, what they made of it."""
+    hashes = {"tower_hash": stage1}
+    if attached and attached != stage1:
+        hashes["interpolated_tower_hash"] = attached
+    if tuned is not None:
+        hashes["tuned_tower_hash"] = _tower_hash_of(tuned)
+    return hashes
 
 
 def _expected_tower(manifest: Mapping[str, Any]) -> str:

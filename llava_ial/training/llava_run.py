@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoImageProcessor, AutoTokenizer
+from peft import PeftModel
+from transformers import AutoImageProcessor, AutoTokenizer, BaseImageProcessor, LlavaConfig, PreTrainedTokenizerBase
 from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
 from llava_ial import distributed
@@ -134,35 +135,12 @@ def build_run(settings: LlavaSettings, arguments: LlavaArguments, inputs: Inputs
         UserError: Names what does not fit and what to do.
     """
     dataset = IALDataset(settings.data, settings.image_root)
-    with whole_tensors(arguments):
-        clip = load_address_clip(settings.stage1)
-        dtype = settings.dtype(arguments)
-        quantization = quantization_config(settings.quantize, dtype)
-        attention = settings.attention(arguments)
-        llava = load_base(settings.base, dtype=dtype, quantization=quantization, attention=attention)
-        if quantization:
-            refuse_quantized_elsewhere(llava)
-        attached_tower = attach_tower(llava, clip, interpolate_positions=settings.interpolate_positions)
-        base_features = Features(llava.config.vision_feature_layer, llava.config.vision_feature_select_strategy)
-        count = set_features(llava, settings.feature_layers, settings.vision_feature_select_strategy)
-        if settings.join_last_layer:  # the base's own projector is widened, too, and computes what it did before
-            base_features = replace(base_features, layer=settings.feature_layers)
-        model = add_adapter(llava, settings.lora)
-        if settings.tune_vision_tower == "lora":
-            add_tower_lora(model, settings.lora)
-        set_tower_training(model, settings.tune_vision_tower)
-        for parameter in model.parameters():
-            if parameter.requires_grad:  # steps of 1e-5 are lost in 16 bits
-                parameter.data = parameter.data.float()
-    tokenizer = AutoTokenizer.from_pretrained(settings.base)
-    if tokenizer.convert_tokens_to_ids(IMAGE_TOKEN) != llava.config.image_token_id:
-        raise UserError(f"--base {settings.base}: its tokenizer does not know {IMAGE_TOKEN} as the image token")
-    image_processor = processor_for_size(
-        AutoImageProcessor.from_pretrained(settings.stage1, backend="pil"), llava.config.vision_config.image_size
-    )
+    model, attached_tower, base_features = _load_model(settings, arguments)
+    llava = model.get_base_model()
+    tokenizer, image_processor = _load_processor(settings, llava.config)
     hints = _hints(settings, arguments, dataset)
     conversations = training_dialogues(dataset, settings.dialogues)
-    encoding: dict[str, Any] = {"num_image_tokens": count, "max_length": settings.max_length}
+    encoding: dict[str, Any] = {"num_image_tokens": llava.config.image_seq_length, "max_length": settings.max_length}
     train_set = LlavaDataset(
         dataset,
         [*conversations, *draw_mixed(settings.mix, len(conversations), seed=arguments.seed)],
@@ -190,6 +168,40 @@ def build_run(settings: LlavaSettings, arguments: LlavaArguments, inputs: Inputs
         settings, arguments, inputs, dataset, model, tokenizer, image_processor, train_set, validation, probe, hints,
         attached_tower,
     )  # fmt: skip
+
+
+def _load_model(settings: LlavaSettings, arguments: LlavaArguments) -> tuple[PeftModel, str, Features]:
+    """The base with stage 1's tower and what is trained, that tower's hash, and what the base alone reads of it."""
+    with whole_tensors(arguments):
+        clip = load_address_clip(settings.stage1)
+        dtype = settings.dtype(arguments)
+        quantization = quantization_config(settings.quantize, dtype)
+        attention = settings.attention(arguments)
+        llava = load_base(settings.base, dtype=dtype, quantization=quantization, attention=attention)
+        if quantization:
+            refuse_quantized_elsewhere(llava)
+        attached_tower = attach_tower(llava, clip, interpolate_positions=settings.interpolate_positions)
+        base_features = Features(llava.config.vision_feature_layer, llava.config.vision_feature_select_strategy)
+        set_features(llava, settings.feature_layers, settings.vision_feature_select_strategy)
+        if settings.join_last_layer:  # the base's own projector is widened, too, and computes what it did before
+            base_features = replace(base_features, layer=settings.feature_layers)
+        model = add_adapter(llava, settings.lora)
+        if settings.tune_vision_tower == "lora":
+            add_tower_lora(model, settings.lora)
+        set_tower_training(model, settings.tune_vision_tower)
+        for parameter in model.parameters():
+            if parameter.requires_grad:  # steps of 1e-5 are lost in 16 bits
+                parameter.data = parameter.data.float()
+    return model, attached_tower, base_features
+
+
+def _load_processor(settings: LlavaSettings, config: LlavaConfig) -> tuple[PreTrainedTokenizerBase, BaseImageProcessor]:
+    """The base's tokenizer, and the preparation of photos for stage 1's tower at the base's image size."""
+    tokenizer = AutoTokenizer.from_pretrained(settings.base)
+    if tokenizer.convert_tokens_to_ids(IMAGE_TOKEN) != config.image_token_id:
+        raise UserError(f"--base {settings.base}: its tokenizer does not know {IMAGE_TOKEN} as the image token")
+    image_processor = AutoImageProcessor.from_pretrained(settings.stage1, backend="pil")
+    return tokenizer, processor_for_size(image_processor, config.vision_config.image_size)
 
 
 def _hints(settings: LlavaSettings, arguments: LlavaArguments, dataset: IALDataset) -> TrainingHints | None:
