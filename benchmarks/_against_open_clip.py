@@ -23,6 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import numpy as np
 import torch
 
+from benchmarks._fresh_process import run_fresh
 from benchmarks.gpu_stage1 import MODELS, build_model
 from llava_ial.errors import UserError
 from llava_ial.models.losses import Truths
@@ -30,7 +31,6 @@ from llava_ial.training.clip_settings import ClipSettings
 from llava_ial.training.clip_step import batch_losses, model_inputs
 from llava_ial.training.optim import build_optimizer
 
-ROOT = Path(__file__).resolve().parents[1]
 PEER = Path(__file__).with_name("_open_clip_step.py")
 PACKAGES = ("torch", "torchvision", "open_clip_torch")
 # An address of the paper's data in CLIP's tokens; open_clip pads each text to the context.
@@ -143,11 +143,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _run(command: Sequence[str]) -> dict[str, Any]:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise UserError(f"{' '.join(command[:2])} failed: {done.stderr.strip()[-2000:]}")
-    found: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return found
+    return run_fresh(" ".join(command[:2]), command, environment)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,6 @@ os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0))
 import json
 import resource
 import statistics
-import subprocess
 import sys
 import time
 from dataclasses import dataclass, field
@@ -28,6 +27,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from benchmarks._fresh_process import run_fresh
 from benchmarks.gpu_stage2 import ANSWER_TOKENS, MODELS, TURNS, Case, training_flops
 from llava_ial.config import parse_config
 from llava_ial.errors import UserError, run_command
@@ -92,11 +92,7 @@ def run_way(config: ChunkedConfig, way: str) -> dict[str, float]:
     given = {name: getattr(config, name) for name in ("model", "batch_size", "chunk", "steps")}
     options = [f"--{name}={value}" for name, value in given.items()]
     command = [sys.executable, "-m", "benchmarks.chunked_loss", *options, f"--way={way}"]
-    root = Path(__file__).resolve().parents[1]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise UserError(f"{way} failed: {done.stderr[-2000:]}")
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    found = run_fresh(way, command)
     print(way, found, file=sys.stderr)
     return found
 

@@ -18,7 +18,6 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 import json
 import resource
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -30,6 +29,7 @@ from typing import Any
 import torch
 from transformers import AutoImageProcessor, TrainerCallback
 
+from benchmarks._fresh_process import run_fresh
 from llava_ial.config import parse_config
 from llava_ial.data.dataset import IALDataset
 from llava_ial.data.llava import IGNORE_INDEX
@@ -46,7 +46,6 @@ from tests.tiny_models import write_stage1
 from tests.tiny_world import TinyWorld, build_tiny_base_clip, build_tiny_dataset
 from train.toy_base.llava import build_llava, load_or_train_tokenizer
 
-ROOT = Path(__file__).resolve().parents[1]
 RESULTS = Path("benchmarks/results/stage2.json")
 TRL_SCRIPT = Path(__file__).with_name("_trl_sft.py")
 OURS, ALONE, ALL_LOGITS, TRL = "ours", "one_question_a_sequence", "all_logits", "trl"
@@ -165,10 +164,7 @@ def run_part(config: BenchmarkConfig, folder: Path, part: str) -> dict[str, floa
         command = [str(config.trl_python), str(TRL_SCRIPT), *common]
     else:
         command = [sys.executable, "-m", "benchmarks.stage2", f"--part={part}", *common]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise UserError(f"part {part} failed: {done.stderr[-2000:]}")
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    found = run_fresh(f"part {part}", command)
     print(part, found, file=sys.stderr)
     return found
 
