@@ -144,6 +144,8 @@ def _fill_folder(options: CityOptions, folder: Path, workers: int, clip: Path | 
     )
     job = Job(scene, place, spec.headings, options.pixels, folder)
     photos, rate = shoot_city(job, panoramas, min(workers, len(panoramas) // 8 + 1))
+    if options.photos is None and len(photos) < spec.photos:
+        print(f"its streets hold {len(photos)} photos; {spec.photos} are usual for {options.size}")
     print(f"{len(photos)} photos at {options.pixels} px, {rate:.0f} photos/s with {workers} workers")
     write_tables(folder, photos, plan, place)
     draw_contact_sheet(folder, photos, options.seed).save(folder / "contact_sheet.png", optimize=True)
