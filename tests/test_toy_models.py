@@ -85,5 +85,7 @@ def test_spelled_names_need_every_token_that_names_of_towns_do() -> None:
     read = {token for _ in range(30_000) for token in tokenizer.tokenize(f" {spelled_word(pieces, draw)}")}
     needed = {token for root in street_roots(0) for token in tokenizer.tokenize(f" {root}")}
     assert needed <= read
-    made_up = {token for _ in range(30_000) for token in tokenizer.tokenize(f" {made_up_word(draw)}")}
-    assert len(needed - made_up) > len(needed) / 4  # syllables alone leave many out
+    # Syllables and the towns that it was trained on leave some out: names with these could never be said.
+    met = {token for _ in range(30_000) for token in tokenizer.tokenize(f" {made_up_word(draw)}")}
+    met |= {token for root in street_roots(FIRST_PRETRAINING_SEED) for token in tokenizer.tokenize(f" {root}")}
+    assert {"ell", "igh", "live", "uart"} <= needed - met
