@@ -8,8 +8,9 @@ the towns, and writes the same figures as JSON.
 """
 
 import json
-import platform
+import os
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -36,10 +37,11 @@ def main() -> None:
     towns = {run.name: figures(run) for run in settings.runs}
     if len(towns) < len(settings.runs):
         raise UserError(f"--runs {' '.join(map(str, settings.runs))}: two have the same name; take each town once")
-    found = {"towns": towns, "mean": over_towns(towns, mean), "machine": platform.machine()}
+    found: dict[str, Any] = {"towns": towns, "mean": over_towns(towns, mean)}
     if len(towns) > 1:
         found["deviation"] = over_towns(towns, stdev)
-    write_json(settings.output, found)
+    about = {"machine": f"{os.cpu_count()} CPU cores", "measured_on": datetime.now(UTC).date().isoformat()}
+    write_json(settings.output, found | about)
     print(format_table(found))
 
 
