@@ -1,14 +1,8 @@
-"""python -m data_gen.build end to end, on a hand-made town and drawn photos."""
+"""python -m data_gen.build: what comes of a hand-made town, drawn photos, a generated city and a real one."""
 
 import csv
 import json
-import os
-import random
-import signal
-import subprocess
 import sys
-import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -16,63 +10,24 @@ from PIL import Image
 
 from data_gen.build import main
 from data_gen.toy_city.build import CityOptions, build_city
-from llava_ial.config import load_yaml
 from llava_ial.conversation import from_llava_json
 from llava_ial.data.dataset import KIND, IALDataset
-from llava_ial.errors import run_command
 from llava_ial.evaluation.questions import SCORED_TASKS, load_questions
 from llava_ial.manifest import read_manifest
 from llava_ial.prompts import TASKS
 from llava_ial.records import DroppedRecord, read_records
 from llava_ial.splits import check_leakage
 from llava_ial.wider_prompts import WIDER_TASKS
-from tests.grid_town import COLUMNS, draw_photo, grid_lines, photo_row, write_csv, write_streets, write_town
+from tests.build_runs import ROOT, arguments_of, build_here, error_of, town
+from tests.grid_town import COLUMNS, draw_photo, grid_lines, photo_row, write_csv, write_streets
 
-ROOT = Path(__file__).resolve().parents[1]
-
-
-class Killed(BaseException):
-    """Stands for a kill: nothing catches it."""
-
-
-@pytest.fixture
-def town(tmp_path: Path) -> dict[str, str]:
-    return write_town(tmp_path / "town")
-
-
-def _arguments(settings: dict[str, str], output: Path) -> list[str]:
-    pairs = {**settings, "output": str(output)}
-    return [part for name, value in pairs.items() for part in (f"--{name}", value)]
-
-
-def _build(monkeypatch: pytest.MonkeyPatch, settings: dict[str, str], output: Path) -> None:
-    monkeypatch.setattr(sys, "argv", ["build", *_arguments(settings, output)])
-    main()
-
-
-def _fails(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], settings: dict[str, str], output: Path
-) -> str:
-    """The one line of an error; the exit code must be 2."""
-    monkeypatch.setattr(sys, "argv", ["build", *_arguments(settings, output)])
-    capsys.readouterr()
-    with pytest.raises(SystemExit) as stopped:
-        run_command(main)
-    assert stopped.value.code == 2
-    (line,) = capsys.readouterr().err.strip().splitlines()
-    assert line.startswith("error: ")
-    return line
-
-
-def _files(folder: Path, *, without: Sequence[str] = ("run.json",)) -> dict[str, bytes]:
-    found = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    return {name: content for name, content in found.items() if name not in without}
+__all__ = ["town"]
 
 
 def test_town_becomes_a_data_set(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], town: dict[str, str], tmp_path: Path
 ) -> None:
-    _build(monkeypatch, town, tmp_path / "data")
+    build_here(monkeypatch, town, tmp_path / "data")
     printed = capsys.readouterr().out
     assert "photos             19       18  1 no_image" in printed
     assert "addresses          18       17  1 no_street" in printed
@@ -101,155 +56,6 @@ def test_town_becomes_a_data_set(
         assert len(ids) == len(set(ids))
 
 
-def test_files_depend_on_inputs_settings_and_seed_alone(
-    monkeypatch: pytest.MonkeyPatch, town: dict[str, str], tmp_path: Path
-) -> None:
-    _build(monkeypatch, town, tmp_path / "one")
-    _build(monkeypatch, {**town, "workers": "1"}, tmp_path / "two")
-    assert _files(tmp_path / "one") == _files(tmp_path / "two")
-    _build(monkeypatch, {**town, "seed": "1"}, tmp_path / "three")
-    assert _files(tmp_path / "one")["llava/train.json"] != _files(tmp_path / "three")["llava/train.json"]
-    saved = load_yaml(tmp_path / "one" / "config.yaml")
-    assert saved["seed"] == 0
-    assert not {"output", "workers"} & saved.keys()
-
-
-@pytest.mark.parametrize("when", ["before", "after"])
-def test_killed_at_every_write_and_started_again(
-    monkeypatch: pytest.MonkeyPatch, town: dict[str, str], tmp_path: Path, when: str
-) -> None:
-    _build(monkeypatch, town, tmp_path / "whole")
-    expected = _files(tmp_path / "whole")
-    replace = os.replace
-    for step in range(1, 100):
-        calls = 0
-
-        def killing(source: object, target: object, step: int = step) -> None:
-            nonlocal calls
-            calls += 1
-            if calls == step and when == "before":
-                raise Killed
-            replace(source, target)  # type: ignore[call-overload]
-            if calls == step:
-                raise Killed
-
-        output = tmp_path / f"step{step}"
-        monkeypatch.setattr(os, "replace", killing)
-        try:
-            _build(monkeypatch, town, output)
-        except Killed:
-            monkeypatch.setattr(os, "replace", replace)
-        else:
-            assert step > 12  # every write of the build was interrupted once
-            return
-        assert not (output / "manifest.json").exists() or when == "after"
-        _build(monkeypatch, town, output)
-        assert _files(output) == expected, step
-    raise AssertionError("the build never came to its end")
-
-
-@pytest.mark.slow
-def test_killed_at_random_moments(monkeypatch: pytest.MonkeyPatch, town: dict[str, str], tmp_path: Path) -> None:
-    town = {**town, "rows_a_part": "2", "workers": "1"}  # ten parts: most kills hit one
-    _build(monkeypatch, town, tmp_path / "whole")
-    command = [sys.executable, "-m", "data_gen.build", *_arguments(town, tmp_path / "killed")]
-    draw = random.Random(0)
-    for workers in ("1", "2") * 6:
-        process = subprocess.Popen(
-            [*command, "--workers", workers], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        time.sleep(draw.uniform(0.2, 6.0))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
-    assert _files(tmp_path / "killed") == _files(tmp_path / "whole")
-
-
-@pytest.mark.slow
-def test_workers_end_with_the_process_that_was_killed(town: dict[str, str], tmp_path: Path) -> None:
-    town = {**town, "rows_a_part": "1", "workers": "2"}
-    command = [sys.executable, "-m", "data_gen.build", *_arguments(town, tmp_path / "data")]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    while process.poll() is None and not any((tmp_path / "data" / ".work" / "done").glob("check/*.json")):
-        time.sleep(0.02)  # until the pool works
-    workers = [Path(f"/proc/{pid}") for pid in children.read_text().split()]
-    assert len(workers) >= 2
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    until = time.monotonic() + 30
-    while any(map(_is_alive, workers)):
-        assert time.monotonic() < until, workers
-        time.sleep(0.1)
-
-
-def _is_alive(process: Path) -> bool:
-    try:
-        return (process / "stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-def test_finished_folder_is_left_alone_and_another_build_refused(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], town: dict[str, str], tmp_path: Path
-) -> None:
-    output = tmp_path / "data"
-    _build(monkeypatch, town, output)
-    before = _files(output, without=())
-    _build(monkeypatch, town, output)
-    assert "already complete" in capsys.readouterr().out
-    assert "holds another run" in _fails(monkeypatch, capsys, {**town, "seed": "7"}, output)
-    table = Path(town["photos_csv"])
-    table.write_text(table.read_text().replace("photo003", "photo333"))
-    assert "holds another run" in _fails(monkeypatch, capsys, town, output)
-    assert _files(output, without=()) == before
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"streets": "nowhere.osm.pbf"}, "streets: there is no file nowhere.osm.pbf; mend the path"),
-        ({"image_root": "~/nowhere"}, "image_root: there is no folder /"),
-        ({"photos_csv": "gone.csv"}, "photos_csv: there is no file gone.csv"),
-        ({"captioner": "blop"}, "captioner: 'blop'; allowed: constant, csv, annotation, model, server"),
-        ({"split": "random"}, "split: 'random'; allowed: fractions, given, blocked"),
-        ({"max_distance_m": "0"}, "max_distance_m: 0.0; above 0"),
-        ({"snap_m": "nan"}, "snap_m: nan; at least 0"),
-        ({"num_dialogues": "-1"}, "num_dialogues: -1; at least 0"),
-        ({"city": "Paris, Texas"}, "city: 'Paris, Texas' holds a comma"),
-        ({"workers": "0"}, "workers: 0; at least 1"),
-        ({"lat_column": "y"}, "no column 'y'; it has: image_path, image_id"),
-        ({"test_fraction": "1"}, "together below 1"),
-        ({"split": "given", "ambiguous_margin_m": "0"}, "no photo got an address: 17 no_split, 1 no_street"),
-        ({"highways": "motorway"}, "holds no named street of the accepted kinds"),
-    ],
-)
-def test_what_a_user_can_mend_is_one_line_and_leaves_nothing(
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    town: dict[str, str],
-    tmp_path: Path,
-    change: dict[str, str],
-    message: str,
-) -> None:
-    assert message in _fails(monkeypatch, capsys, {**town, **change}, tmp_path / "data")
-    assert not (tmp_path / "data").exists()
-
-
-def test_nothing_left_names_the_reasons(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], town: dict[str, str], tmp_path: Path
-) -> None:
-    rows = [photo_row(i, 5000.0, 0.0) for i in (0, 1)] + [{"image_id": "x", "image_path": "gone.jpg", "lat": "1"}]
-    write_csv(tmp_path / "town" / "photos.csv", rows)
-    line = _fails(monkeypatch, capsys, {**town, "captioner": "constant"}, tmp_path / "data")
-    assert "no photo got an address: 2 no_street; is" in line
-    write_csv(tmp_path / "town" / "photos.csv", rows[2:])
-    line = _fails(monkeypatch, capsys, {**town, "captioner": "constant"}, tmp_path / "data")
-    assert "no usable photo in" in line
-    assert "1 no_position" in line
-    assert not (tmp_path / "data").exists()
-
-
 def _with_split(town: dict[str, str], **split_of: str) -> dict[str, str]:
     path = Path(town["photos_csv"])
     with path.open(encoding="utf-8") as file:
@@ -265,14 +71,14 @@ def test_given_split_is_kept_and_a_leak_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], town: dict[str, str], tmp_path: Path
 ) -> None:
     settings = _with_split(town, photo004="test", photo005="val")
-    _build(monkeypatch, settings, tmp_path / "data")
+    build_here(monkeypatch, settings, tmp_path / "data")
     data = IALDataset(tmp_path / "data")
     assert [sample.photo.image_id for sample in data.samples("test")] == ["photo004"]
     assert [sample.photo.image_id for sample in data.samples("val")] == ["photo005"]
     leaking = _with_split(town, photo000="test")
-    assert "stand in two splits: shared (test and train)" in _fails(monkeypatch, capsys, leaking, tmp_path / "b")
+    assert "stand in two splits: shared (test and train)" in error_of(monkeypatch, capsys, leaking, tmp_path / "b")
     unknown = _with_split(town, photo004="dev")
-    assert "split 'dev' is unknown" in _fails(monkeypatch, capsys, unknown, tmp_path / "c")
+    assert "split 'dev' is unknown" in error_of(monkeypatch, capsys, unknown, tmp_path / "c")
 
 
 def test_ambiguous_photo_is_never_a_test_photo(
@@ -281,7 +87,7 @@ def test_ambiguous_photo_is_never_a_test_photo(
     path = Path(town["photos_csv"])
     rows = [photo_row(0, 2.0, 2.0), *(photo_row(i, 30.0 + 75 * i, 1.0) for i in range(1, 6))]
     write_csv(path, [{**row, "split": "test" if i < 3 else "train"} for i, row in enumerate(rows)])
-    _build(
+    build_here(
         monkeypatch, {**town, "split": "given", "panorama_radius_m": "0", "captioner": "constant"}, tmp_path / "data"
     )
     data = IALDataset(tmp_path / "data")
@@ -294,7 +100,7 @@ def test_tables_load_without_this_project(
 ) -> None:
     import datasets
 
-    _build(monkeypatch, town, tmp_path / "data")
+    build_here(monkeypatch, town, tmp_path / "data")
     loaded = datasets.load_dataset(str(tmp_path / "data" / "conversations"), cache_dir=str(tmp_path / "cache"))
     assert set(loaded) == {"train", "validation", "test"}
     dialogue = loaded["train"][0]
@@ -318,14 +124,14 @@ def test_folder_of_photos_with_exif_and_geojson_streets(
         image.save(folder / f"{i}.jpg", exif=exif)
     streets = write_streets(tmp_path / "streets.geojson", grid_lines())
     settings = {"image_root": str(folder), "streets": str(streets), "city": "Gridville", "min_positions": "1"}
-    _build(monkeypatch, settings, tmp_path / "data")
+    build_here(monkeypatch, settings, tmp_path / "data")
     data = IALDataset(tmp_path / "data")
     assert {sample.photo.source for sample in data.samples("train")} == {"exif"}
     assert len(data.samples("train")) + len(data.samples("test")) == 4
     assert "note:" not in capsys.readouterr().out
-    _build(monkeypatch, {**settings, "panorama_radius_m": "160"}, tmp_path / "near")
+    build_here(monkeypatch, {**settings, "panorama_radius_m": "160"}, tmp_path / "near")
     assert "note: no test photos: 1 panoramas" in capsys.readouterr().out
-    _build(monkeypatch, {**settings, "panorama_radius_m": "120"}, tmp_path / "walk")
+    build_here(monkeypatch, {**settings, "panorama_radius_m": "120"}, tmp_path / "walk")
     assert len({s.photo.panorama_id for s in IALDataset(tmp_path / "walk").samples("train")}) == 2
 
 
@@ -334,7 +140,7 @@ def test_generated_city_is_a_city_like_any_other(monkeypatch: pytest.MonkeyPatch
     build_city(CityOptions(seed=7, size="tiny", pixels=32, photos=144), city, workers=1)
     paths = {"image_root": city, "photos_csv": city / "photos.csv", "streets": city / "city.osm.pbf"}
     paths |= {"neighbourhoods": city / "neighbourhoods.geojson", "captions_csv": city / "captions.csv"}
-    arguments = _arguments({name: str(path) for name, path in paths.items()}, tmp_path / "data")
+    arguments = arguments_of({name: str(path) for name, path in paths.items()}, tmp_path / "data")
     monkeypatch.setattr(sys, "argv", ["build", "--config", str(ROOT / "data_gen/configs/toy_city.yaml"), *arguments])
     main()
     data = IALDataset(tmp_path / "data")
@@ -371,7 +177,7 @@ def test_every_kind_of_question_and_refusals(
         draw_photo(tmp_path / "elsewhere" / f"{number}.jpg", 500 + number)
     (tmp_path / "elsewhere" / "broken.jpg").write_text("no photo")
     settings = {**town, "questions": "all", "num_dialogues": "9", "negatives": str(tmp_path / "elsewhere")}
-    _build(monkeypatch, {**settings, "max_photos_per_sub_street": "1"}, tmp_path / "data")
+    build_here(monkeypatch, {**settings, "max_photos_per_sub_street": "1"}, tmp_path / "data")
     data = IALDataset(tmp_path / "data")
     numbers = data.manifest["counts"]["splits"]
     assert numbers["train"]["kinds"]["elsewhere"]["asked"] + numbers["test"]["kinds"]["elsewhere"]["asked"] == 30
@@ -401,7 +207,7 @@ def test_misplaced_photos_and_a_split_by_area(
     )
     write_csv(path, rows, COLUMNS)
     settings = {**town, "split": "blocked", "block_m": "150", "buffer_m": "60"}
-    _build(monkeypatch, settings, tmp_path / "data")
+    build_here(monkeypatch, settings, tmp_path / "data")
     steps = IALDataset(tmp_path / "data").manifest["counts"]["steps"]
     assert steps["photos"]["dropped"] == {"duplicate_content": 1, "no_image": 1, "swapped_lat_lon": 1}
     leakage = json.loads((tmp_path / "data" / "leakage.json").read_text())
@@ -445,7 +251,7 @@ def test_folder_is_published_with_card_preview_and_llava_form(
     import jsonschema
 
     output = tmp_path / "data"
-    _build(monkeypatch, {**town, "questions": questions, "photo_licence": "CC BY 4.0, A. Person"}, output)
+    build_here(monkeypatch, {**town, "questions": questions, "photo_licence": "CC BY 4.0, A. Person"}, output)
     for split in ("train", "val", "test"):
         jsonschema.validate(json.loads((output / "llava" / f"{split}.json").read_text()), LLAVA_SCHEMA)
     loaded = datasets.load_dataset(str(output), cache_dir=str(tmp_path / "cache"))
