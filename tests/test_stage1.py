@@ -1,10 +1,7 @@
-"""Stage 1 through its real ``main()``, on eight drawn photos and a tiny CLIP."""
+"""Stage 1 through its real ``main()``: what it learns and publishes, what its options change, what it refuses."""
 
 import json
-import os
 import shutil
-import signal
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -22,47 +19,13 @@ from llava_ial.errors import UserError
 from llava_ial.manifest import file_hash, read_manifest
 from llava_ial.models.address_clip import MAX_LOG_LOGIT_SCALE, AddressCLIP
 from llava_ial.models.identity import hash_tensors, tower_hash
-from llava_ial.training import clip_progress, clip_run
-from llava_ial.training.checkpoints import complete_checkpoints
+from llava_ial.training import clip_run
 from llava_ial.training.clip_run import refuse_unsuited
-from tests.tiny_world import TinyWorld, build_tiny_base_clip, build_tiny_dataset
+from tests.stage1_runs import RESULT_FILES, broken_photo, lines, train, world
+from tests.tiny_world import TinyWorld, build_tiny_dataset
 from train import stage1_clip
 
-RESULT_FILES = (
-    "model.safetensors",
-    "gallery_embeddings.safetensors",
-    "metrics.json",
-    "train_log.jsonl",
-    "manifest.json",
-)
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with ``data`` and ``base``; only read by the tests."""
-    folder = tmp_path_factory.mktemp("stage1")
-    build_tiny_dataset(folder / "data")
-    build_tiny_base_clip(folder / "base", folder / "data")
-    return folder
-
-
-@pytest.fixture
-def train(world: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
-    """Runs the command with a few settings; what is given wins."""
-    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
-
-    def run(output: Path, **options: Any) -> Path:
-        settings = {
-            "data": world / "data", "base": world / "base", "output": output, "cpu": True, "num_workers": 0,
-            "num_epochs": 8, "batch_size": 4, "learning_rate": 1e-3, "log_every": 1, "eval_splits": "train",
-            "checkpoint_every": 0, "min_crop_area": 0.7, **options,
-        }  # fmt: skip
-        arguments = [f"--{name}={value}" for name, value in settings.items() if value is not None]
-        monkeypatch.setattr("sys.argv", ["stage1_clip.py", *arguments])
-        stage1_clip.main()
-        return output
-
-    return run
+__all__ = ["train", "world"]
 
 
 @pytest.fixture(scope="module")
@@ -166,95 +129,6 @@ def test_what_must_move_moves_and_what_must_not_stays(world: Path, trained: Path
 TOKENS, POSITIONS = (f"text_model.embeddings.{kind}_embedding.weight" for kind in ("token", "position"))
 
 
-def same_results(a: Path, b: Path) -> None:
-    for name in RESULT_FILES:
-        assert file_hash(a / name) == file_hash(b / name), name
-
-
-def test_two_runs_of_one_seed_are_the_same_bits_and_another_seed_is_not(tmp_path: Path, train):
-    first, again = train(tmp_path / "a"), train(tmp_path / "b")
-    same_results(first, again)
-    other = train(tmp_path / "c", seed=1)
-    assert file_hash(first / "model.safetensors") != file_hash(other / "model.safetensors")
-
-
-class Interrupter:
-    """Stands in for the progress line and does something at one step."""
-
-    def __init__(self, step: int, action: Callable[[], None]) -> None:
-        self.step, self.action, self.num_calls = step, action, 0
-
-    def __call__(self, *_: object) -> None:
-        self.num_calls += 1
-        if self.num_calls == self.step:
-            self.action()
-
-
-def interrupt() -> None:
-    raise KeyboardInterrupt
-
-
-def test_a_resumed_run_equals_one_without_interruption_bitwise(tmp_path: Path, train, monkeypatch):
-    whole = train(tmp_path / "whole")
-    with monkeypatch.context() as patch:
-        patch.setattr(stage1_clip, "show", Interrupter(8, interrupt))
-        with pytest.raises(KeyboardInterrupt):
-            train(tmp_path / "parts", checkpoint_every=3)
-    (checkpoint,) = complete_checkpoints(tmp_path / "parts")[-1:]
-    assert checkpoint.name == "step-000006"
-    with monkeypatch.context() as patch:
-        patch.setattr(stage1_clip, "show", Interrupter(1, interrupt))
-        with pytest.raises(KeyboardInterrupt):
-            train(tmp_path / "parts", checkpoint_every=0)
-    same_results(whole, train(tmp_path / "parts", checkpoint_every=5))
-
-
-def test_a_checkpoint_is_a_whole_folder_of_its_own(tmp_path: Path, train):
-    output = train(tmp_path / "a", num_epochs=3, checkpoint_every=2, keep_checkpoints=1, eval_every=2)
-    (checkpoint,) = complete_checkpoints(output)
-    assert checkpoint.name == "step-000004"
-    manifest = read_manifest(checkpoint, "address_clip")
-    assert manifest["step"] == 4
-    assert (checkpoint / manifest["base"]).resolve().name == "base"
-    assert manifest["metrics"]["train"]["num_photos"] == 8
-    assert tower_hash(CLIPVisionModel.from_pretrained(checkpoint)) == manifest["tower_hash"]
-    assert AutoImageProcessor.from_pretrained(checkpoint, backend="pil").crop_size["height"] == 32
-    assert load_file(checkpoint / "gallery_embeddings.safetensors")["verbose"].shape == (8, 32)
-    measured = [json.loads(line) for line in (output / "train_log.jsonl").read_text().splitlines() if "split" in line]
-    assert [entry["step"] for entry in measured] == [2, 4, 6]
-
-
-def test_sigterm_saves_and_the_same_command_goes_on(tmp_path: Path, train, monkeypatch, capsys):
-    whole = train(tmp_path / "whole")
-    with monkeypatch.context() as patch:
-        patch.setattr(stage1_clip, "show", Interrupter(4, lambda: os.kill(os.getpid(), signal.SIGTERM)))
-        train(tmp_path / "parts")  # ends without an error
-    assert "stopped at step 5 of 16 as asked" in capsys.readouterr().out
-    assert [path.name for path in complete_checkpoints(tmp_path / "parts")] == ["step-000005"]
-    same_results(whole, train(tmp_path / "parts"))
-    assert "continues from" in capsys.readouterr().out
-
-
-def test_a_finished_run_is_not_trained_again_and_another_is_refused(tmp_path: Path, train, capsys):
-    output = train(tmp_path / "a", num_epochs=1)
-    written = (output / "model.safetensors").stat().st_mtime_ns
-    train(output, num_epochs=1, num_workers=1)
-    assert "already complete" in capsys.readouterr().out
-    assert (output / "model.safetensors").stat().st_mtime_ns == written
-    with pytest.raises(UserError, match="holds another run"):
-        train(output, num_epochs=2)
-
-
-def test_a_loss_without_a_value_stops_and_names_the_photos(tmp_path: Path, train):
-    with pytest.raises(UserError, match=r"step \d+: loss nan.*tiny-00\d.*lower --learning_rate"):
-        train(tmp_path / "a", learning_rate=1e30, checkpoint_every=1)
-    assert all(
-        torch.isfinite(t).all()
-        for c in complete_checkpoints(tmp_path / "a")
-        for t in load_file(c / "model.safetensors").values()
-    )
-
-
 def test_a_dry_run_shows_what_would_be_trained_and_writes_nothing(tmp_path: Path, train, capsys):
     train(tmp_path / "a", dry_run=True)
     shown = capsys.readouterr().out
@@ -263,11 +137,6 @@ def test_a_dry_run_shows_what_would_be_trained_and_writes_nothing(tmp_path: Path
     for part in ("vision_model", "text_model", "visual_projection", "logit_scale", "MB with gradients and moments"):
         assert part in shown
     assert not (tmp_path / "a").exists()
-
-
-def lines(output: Path, key: str) -> list[dict[str, Any]]:
-    found = [json.loads(line) for line in (output / "train_log.jsonl").read_text().splitlines()]
-    return [entry for entry in found if key in entry]
 
 
 def test_the_best_state_is_kept_and_published_where_that_is_asked_for(tmp_path: Path, train):
@@ -286,27 +155,6 @@ def test_the_best_state_is_kept_and_published_where_that_is_asked_for(tmp_path: 
     assert f"after step {first_best}" in (best / "README.md").read_text()
     with pytest.raises(UserError, match="--publish best: allowed: last"):
         train(tmp_path / "never", publish="best")
-
-
-@pytest.mark.parametrize(
-    "options",
-    [{"ema_decay": 0.9}, {"image_tower": "lora", "lora_rank": 2}, {"image_tower": "lora", "ema_decay": 0.9}],
-    ids=["average", "low rank", "both"],
-)
-def test_averages_and_low_rank_updates_resume_bitwise_and_are_published_plain(
-    tmp_path: Path, train, world, monkeypatch, options
-):
-    whole = train(tmp_path / "whole", **options)
-    with monkeypatch.context() as patch:
-        patch.setattr(stage1_clip, "show", Interrupter(8, interrupt))
-        with pytest.raises(KeyboardInterrupt):
-            train(tmp_path / "parts", checkpoint_every=5, **options)
-    parts = train(tmp_path / "parts", **options)
-    same_results(whole, parts)
-    clip, info = CLIPModel.from_pretrained(parts, output_loading_info=True)
-    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
-    assert tower_hash(clip.vision_model) == read_manifest(parts, "address_clip")["tower_hash"]
-    assert tower_hash(clip.vision_model) != tower_hash(CLIPModel.from_pretrained(world / "base").vision_model)
 
 
 @pytest.mark.slow
@@ -357,30 +205,6 @@ def test_locked_towers_stay_and_the_rest_moves(tmp_path: Path, train, world):
     assert moved == {"visual_projection.weight", "text_projection.weight", "logit_scale"}
 
 
-def test_a_few_broken_photos_are_skipped_named_and_counted(tmp_path: Path, train, monkeypatch, capsys):
-    build_tiny_dataset(tmp_path / "data")
-    broken_photo(tmp_path)
-    with pytest.raises(UserError, match=r"1 of 8 training photos could not be read, more than 1%.*tiny-001"):
-        train(tmp_path / "refused", data=tmp_path / "data")
-    monkeypatch.setattr(clip_progress, "MAX_SKIPPED_SHARE", 0.2)
-    next((tmp_path / "data_photos" / "val").iterdir()).write_bytes(b"no photo")
-    options = {"data": tmp_path / "data", "eval_splits": "val"}
-    whole = train(tmp_path / "whole", **options)
-    assert read_manifest(whole, "address_clip")["photos_skipped"] == ["tiny-001"]
-    assert [entry["skipped"] for entry in lines(whole, "skipped")] == ["tiny-001"]
-    assert read_manifest(whole, "address_clip")["metrics"]["val"]["num_unreadable"] == 1
-    assert read_manifest(whole, "address_clip")["metrics"]["val"]["num_photos"] == 1
-    shown = capsys.readouterr().out
-    assert "not measured: photo" in shown
-    assert "1 of 8 photos could not be read" in shown
-    assert "1 training photos could not be read" in (whole / "README.md").read_text()
-    with monkeypatch.context() as patch:
-        patch.setattr(stage1_clip, "show", Interrupter(8, interrupt))
-        with pytest.raises(KeyboardInterrupt):
-            train(tmp_path / "parts", checkpoint_every=5, **options)
-    same_results(whole, train(tmp_path / "parts", **options))
-
-
 def test_losses_without_captions_or_geography_and_other_positives_train_too(tmp_path: Path, train):
     train(tmp_path / "a", num_epochs=1, caption_weight=0, geography_weight=0, positives="multi")
     train(
@@ -408,11 +232,6 @@ def test_what_the_launcher_would_quietly_change_is_refused(tmp_path: Path, train
     )
     with pytest.raises(UserError, match="FSDP shards nothing on the CPU"):
         refuse_unsuited(sharded)
-
-
-def broken_photo(folder: Path) -> None:
-    photo = sorted((folder / "data_photos" / "train").iterdir())[1]
-    photo.write_bytes(photo.read_bytes()[:100])
 
 
 def other_size(folder: Path) -> None:
