@@ -48,14 +48,14 @@ step "stage 1: AddressCLIP" accelerate launch --multi_gpu --main_process_port "$
 step "stage 2: LLaVA-IAL" deepspeed --num_gpus 2 --master_port "$(free_port)" train/stage2_llava.py --config train/configs/stage2_demo.yaml \
   --data "$RUN/data" --base "$BASES/toy-llava" --clip "$RUN/stage1" --output_dir "$RUN/stage2" "${stage2[@]}"
 
-# 4. Photos from another day: every question in batches, beside what needs no training in this town.
-step "evaluation" python -m serve.evaluate --model "$RUN/stage2" --data "$RUN/data" --split test \
-  --baselines "$BASES/toy-clip" --output "$RUN/evaluation"
-
-# 5. How far its probabilities can be trusted, measured on validation photos; the chat says so.
+# 4. How far its probabilities can be trusted, measured on validation photos; the report and the chat say so.
 # Some photos of another town tell how well it knows what it has never seen.
 step "another town" python -m data_gen.toy_city --seed "$(((SEED + 500) % 1000))" --size tiny --output "$RUN/elsewhere"
 step "calibration" python -m serve.calibrate --model "$RUN/stage2" --data "$RUN/data" --elsewhere "$RUN/elsewhere/photos"
+
+# 5. Photos from another day: every question in batches, beside what needs no training in this town.
+step "evaluation" python -m serve.evaluate --model "$RUN/stage2" --data "$RUN/data" --split test \
+  --baselines "$BASES/toy-clip" --output "$RUN/evaluation"
 
 printf '\nall steps: %d s\nreport: %s\n' "$((SECONDS - started))" "$RUN/evaluation/report.html"
 
