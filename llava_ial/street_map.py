@@ -28,6 +28,7 @@ MIN_VIEW_M = 500.0
 TILE_PX = 256
 MAX_TILE_ZOOM = 19
 _TAG_RADIUS_PX = 9.0
+_POINT_PX = 8.0
 _SCRIPT = Path(__file__).with_name("street_map.js")
 
 STYLE = """
@@ -73,11 +74,12 @@ class Highlight:
 
 @dataclass(frozen=True)
 class MapPoint:
-    """A position; ``is_right`` makes it a green dot or a red square, None a neutral dot."""
+    """A position; ``is_right`` makes it a green dot or a red square, None a neutral one; ``size`` scales it."""
 
     point: GeoPoint
     is_right: bool | None = None
     title: str = ""
+    size: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -225,7 +227,8 @@ class StreetMap:
     def _point(self, point: MapPoint) -> str:
         ((x, y),) = self.to_xy_m(np.array([point.point.lat]), np.array([point.point.lon]))
         kind = {True: "right", False: "wrong", None: ""}[point.is_right]
-        return f'<path class="point {kind}" d="M{x:.1f} {y:.1f}h0">{_title(point.title)}</path>'
+        style = "" if point.size == 1 else f' style="stroke-width:{_POINT_PX * point.size:.1f}"'
+        return f'<path class="point {kind}" d="M{x:.1f} {y:.1f}h0"{style}>{_title(point.title)}</path>'
 
     def _tiles(self, template: str, area: View, unit: float) -> list[str]:
         """Images of a tile server under an area, about as fine as the map is shown."""

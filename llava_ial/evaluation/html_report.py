@@ -26,6 +26,7 @@ NUM_WRONG, NUM_RIGHT = 60, 24
 _STYLE, _SCRIPT = (Path(__file__).with_name(f"report.{kind}") for kind in ("css", "js"))
 _RANKS = ("SSA@1", "SSA@5", "SA@1", "SA@5")
 _WORST = 10
+_SHARED_SIZE = 1.5  # of the marks of places with several photos
 
 
 def format_html(
@@ -176,19 +177,22 @@ def _map(cases: Sequence[PhotoCase], street_map: StreetMap) -> str:
     for case in cases:
         if case.truth.point:
             at.setdefault(case.truth.point, []).append(case)
-    points = [
-        # The dot leaves the corners of the square below it free, so that a place with both shows both.
-        MapPoint(point, is_right, _say_place(here))
-        for is_right in (False, True)
-        for point, here in at.items()
-        if any((case.verdict == RIGHT) == is_right for case in here)
-    ]
+    marks = [mark for point, here in at.items() for mark in _marks(point, here)]
+    points = sorted(marks, key=lambda mark: bool(mark.is_right))  # no square of a neighbour hides a dot
     drawn = street_map.draw(label="right and wrong photos on the map", points=points, width_px=1000, height_px=600)
     legend = (
-        '<p class="legend"><span class="dot yes"></span> street right <span class="dot no"></span> wrong; one on the '
-        "other where some photos of a place are right and some wrong</p>"
+        '<p class="legend"><span class="dot yes"></span> street right <span class="dot no"></span> wrong; a dot on a '
+        "square: some photos of the place are right, the more the larger the dot</p>"
     )
     return _section("Where it is right and wrong", drawn + legend)
+
+
+def _marks(point: GeoPoint, cases: Sequence[PhotoCase]) -> list[MapPoint]:
+    """A dot, a square, or a square with a dot on it that is as wide as the share of its photos that is right."""
+    share, said = sum(case.verdict == RIGHT for case in cases) / len(cases), _say_place(cases)
+    size = _SHARED_SIZE if len(cases) > 1 else 1.0
+    square = [MapPoint(point, False, said, size)] if share < 1 else []
+    return [*square, MapPoint(point, True, said, size * share)] if share else square
 
 
 def _say_place(cases: Sequence[PhotoCase]) -> str:
