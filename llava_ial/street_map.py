@@ -28,7 +28,6 @@ MIN_VIEW_M = 500.0
 TILE_PX = 256
 MAX_TILE_ZOOM = 19
 _TAG_RADIUS_PX = 9.0
-_POINT_PX = 8.0
 _SCRIPT = Path(__file__).with_name("street_map.js")
 
 STYLE = """
@@ -38,7 +37,7 @@ STYLE = """
 .street-map .quiet { stroke: var(--map-street, #cdd3da); stroke-width: 1.2; opacity: .7; }
 .street-map .hot { stroke: var(--map-hot, #2563eb); }
 .street-map .answer { stroke: var(--map-answer, #c2410c); stroke-width: 9; }
-.street-map .point { stroke-width: 8; stroke: var(--map-hot, #2563eb); }
+.street-map .point { stroke-width: calc(8px * var(--size, 1)); stroke: var(--map-hot, #2563eb); }
 .street-map .right { stroke: var(--map-right, #15803d); }
 .street-map .wrong { stroke: var(--map-wrong, #b91c1c); stroke-linecap: square; }
 .street-map text { font-family: system-ui, sans-serif; fill: var(--map-ink, #334155); text-anchor: middle;
@@ -227,7 +226,7 @@ class StreetMap:
     def _point(self, point: MapPoint) -> str:
         ((x, y),) = self.to_xy_m(np.array([point.point.lat]), np.array([point.point.lon]))
         kind = {True: "right", False: "wrong", None: ""}[point.is_right]
-        style = "" if point.size == 1 else f' style="stroke-width:{_POINT_PX * point.size:.1f}"'
+        style = "" if point.size == 1 else f' style="--size:{point.size:.2f}"'
         return f'<path class="point {kind}" d="M{x:.1f} {y:.1f}h0"{style}>{_title(point.title)}</path>'
 
     def _tiles(self, template: str, area: View, unit: float) -> list[str]:

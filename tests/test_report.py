@@ -73,8 +73,8 @@ def test_photos_of_one_place_do_not_hide_each_other() -> None:
     assert overview.count('class="point right"') == 2
     assert overview.index('class="point wrong"') < overview.index('class="point right"')
     assert overview.count("street right in 1 of 2 photos") == 2
-    marks = re.findall(r'class="point (\w+)"[^>]*?(?: style="stroke-width:([0-9.]+)")?>', overview)
-    assert marks == [("wrong", "12.0"), ("right", "6.0"), ("right", "")], "half of the photos: half the width"
+    marks = re.findall(r'class="point (\w+)"[^>]*?(?: style="--size:([0-9.]+)")?>', overview)
+    assert marks == [("wrong", "1.50"), ("right", "0.75"), ("right", "")], "half of the photos: half the width"
 
 
 def test_failures_come_first_and_the_draw_is_repeatable() -> None:
