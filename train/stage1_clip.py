@@ -51,6 +51,7 @@ from llava_ial.training.clip_step import batch_losses, losses_of_everyone, model
 from llava_ial.training.feature_cache import cached_backward, split_inputs
 from llava_ial.training.interruption import StopRequest
 from llava_ial.training.optim import learning_rate_at, set_learning_rate
+from llava_ial.training.precision import choose_precision
 from llava_ial.training.seeds import seed_everything, seed_step
 from llava_ial.training.train_log import TrainLog
 
@@ -159,10 +160,10 @@ def start_processes(settings: ClipSettings) -> Accelerator:
     transformers_logging.disable_progress_bar()
     seed_everything(settings.seed)
     refuse_missing_trackers(settings.trackers)
+    precision = choose_precision(settings.mixed_precision, cpu=settings.cpu)
     return Accelerator(
-        cpu=settings.cpu, mixed_precision=settings.mixed_precision, log_with=settings.trackers or None,
-        project_dir=settings.output,
-    )  # fmt: skip
+        cpu=settings.cpu, mixed_precision=precision, log_with=settings.trackers or None, project_dir=settings.output
+    )
 
 
 if __name__ == "__main__":

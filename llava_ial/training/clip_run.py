@@ -26,6 +26,7 @@ from llava_ial.models.patch_dropout import drop_patches
 from llava_ial.models.text_spread import spread_texts
 from llava_ial.training.clip_settings import ClipSettings
 from llava_ial.training.optim import build_optimizer, rate_factor
+from llava_ial.training.precision import suit_attention
 from llava_ial.training.sharded import make_shardable
 from llava_ial.training.weight_average import WeightAverage
 
@@ -79,6 +80,7 @@ def build_run(settings: ClipSettings, accelerator: Accelerator) -> ClipRun:
     examples = {split: clip_examples(dataset, split) for split in ("train", *settings.eval_splits)}
     clip = load_dual_encoder(settings.base)
     base_hash = hash_tensors(clip.state_dict())
+    suit_attention(clip, accelerator.mixed_precision, accelerator.device.type)
     tokenizer = AutoTokenizer.from_pretrained(settings.base)
     image_processor = AutoImageProcessor.from_pretrained(settings.base, backend="pil")
     if (side := input_side(image_processor)) != clip.config.vision_config.image_size:

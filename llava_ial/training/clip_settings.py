@@ -11,6 +11,7 @@ from llava_ial.models.clip_parts import LOCKED, LORA, TUNED
 from llava_ial.models.losses import GEOGRAPHY_READINGS, POSITIVES, LossWeights
 from llava_ial.splits import SPLIT_NAMES
 from llava_ial.training.optim import RateFactors
+from llava_ial.training.precision import PRECISIONS
 
 # As published (arXiv 2407.08156, section 5.1); Adam is AdamW without decay.
 PAPER: dict[str, Any] = {
@@ -80,7 +81,9 @@ class ClipSettings:
         default=False, metadata={"help": "compute activations again instead of keeping them: less memory, more time"}
     )
     compile: bool = field(default=False, metadata={"help": "torch.compile the encoders"})
-    mixed_precision: str = field(default="no", metadata={"help": "no or bf16"})
+    mixed_precision: str = field(
+        default="no", metadata={"help": "no, bf16, or auto: bf16 where the processor multiplies it in hardware"}
+    )
 
     address_weight: float = field(default=1.0, metadata={"help": "share of image_address_loss"})
     caption_weight: float = field(default=0.2, metadata={"help": "share of image_caption_loss"})
@@ -242,7 +245,7 @@ class ClipSettings:
             "above 0, where no other loss with texts has a weight",
         )  # fmt: skip
         _require(self.views in VIEWS, "views", self.views, ", ".join(VIEWS))
-        _require(self.mixed_precision in ("no", "bf16"), "mixed_precision", self.mixed_precision, "no, bf16")
+        _require(self.mixed_precision in PRECISIONS, "mixed_precision", self.mixed_precision, ", ".join(PRECISIONS))
         for split in self.eval_splits:
             _require(split in SPLIT_NAMES, "eval_splits", split, ", ".join(SPLIT_NAMES))
         _require(

@@ -1,0 +1,40 @@
+"""In how many bits a training computes: 16 where this saves time, with weights and optimiser at 32 all the same."""
+
+import torch
+from transformers import PreTrainedModel
+
+AUTO, FLOAT32, BFLOAT16 = "auto", "no", "bf16"
+PRECISIONS = (AUTO, FLOAT32, BFLOAT16)
+# What multiplies bfloat16 in hardware; without it PyTorch does so too, slower than float32.
+_CPU_FEATURES = ("avx512_bf16", "amx_bf16")
+
+
+def choose_precision(asked: str, *, cpu: bool) -> str:
+    """``bf16`` or ``no``, in ``accelerate``'s words.
+
+    Args:
+        asked: One of ``PRECISIONS``; ``auto`` is ``bf16`` where the processor multiplies it in hardware.
+        cpu: Whether the training stays on the CPU though there may be a GPU.
+    """
+    if asked != AUTO:
+        return asked
+    on_gpu = torch.cuda.is_available() and not cpu
+    return (
+        BFLOAT16 if (torch.cuda.is_bf16_supported(including_emulation=False) if on_gpu else cpu_has_bf16()) else FLOAT32
+    )
+
+
+def cpu_has_bf16() -> bool:
+    """Whether this CPU multiplies bfloat16 in hardware, as far as PyTorch (2.9 or later) can tell."""
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return any(capabilities.get(name) for name in _CPU_FEATURES)
+
+
+def suit_attention(model: PreTrainedModel, precision: str, device: str) -> None:
+    """Takes plain matrix products for attention where PyTorch's fused kernel is the slower one.
+
+    On a CPU its backward pass takes three times as long in bfloat16 as in float32, and eats what the rest gains:
+    ``benchmarks/precision.py``.
+    """
+    if device == "cpu" and precision == BFLOAT16:
+        model.set_attn_implementation("eager")
