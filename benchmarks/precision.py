@@ -28,7 +28,7 @@ from llava_ial.config import parse_config
 from llava_ial.errors import run_command
 from llava_ial.manifest import write_json
 from llava_ial.models.address_clip import AddressCLIP, load_dual_encoder
-from llava_ial.training.precision import cpu_has_bf16
+from llava_ial.models.half_precision import cpu_has_bf16
 
 WAYS = {
     "float32, sdpa": (False, "sdpa"),

@@ -14,13 +14,13 @@ from transformers import AutoImageProcessor, AutoTokenizer, BaseImageProcessor, 
 from llava_ial.address import Address
 from llava_ial.calibration import Calibration, load_calibration
 from llava_ial.data.images import load_photo, upright_rgb
-from llava_ial.data.views import ONE, views_of
+from llava_ial.data.views import ONE, PARTS, views_of
 from llava_ial.errors import UserError
 from llava_ial.hints import HintSettings, format_hint
 from llava_ial.manifest import file_hash, read_manifest
 from llava_ial.models.address_clip import AddressCLIP
 from llava_ial.models.llava import ADDRESS_CLIP_KIND, load_address_encoder
-from llava_ial.models.photo_memory import MEMORY, PhotoMemory, load_memory
+from llava_ial.models.photo_memory import MEMORY, PhotoMemory, address_scores, load_memory
 from llava_ial.records import GalleryRecord, read_records
 
 Photo = Path | Image.Image
@@ -103,7 +103,8 @@ class Locator:
             raise UserError("texts: none to choose from; give at least one")
         encoder = self._encoder
         candidates = encoder.model.embed_texts(texts, encoder.tokenizer)
-        probabilities = self.to_probabilities((self.photo_features([photo]) @ candidates.T).cpu())[0].tolist()
+        scores = address_scores(self.photo_features([photo]), candidates)
+        probabilities = self.to_probabilities(scores.cpu())[0].tolist()
         return sorted(zip(texts, probabilities, strict=True), key=lambda pair: -pair[1])
 
     def locate_batch(self, photos: Sequence[Photo], top_k: int = 5) -> list[list[Candidate]]:
@@ -148,19 +149,17 @@ class Locator:
 
     @torch.no_grad()
     def scores(self, features: torch.Tensor, own_panoramas: torch.Tensor | None = None) -> torch.Tensor:
-        """Cosines ``(N, C)`` of features ``(N, D)`` with the candidates: with their texts, and their photos if kept.
+        """Scores ``(N, C)`` of features with the candidates: cosines with their texts, and with their photos if kept.
 
         Args:
             features: Of ``photo_features``.
             own_panoramas: ``(N,)`` keys; of the photos kept, those of the same panorama do not count.
         """
         encoder = self._encoder
-        cosines = features @ encoder.gallery_embeddings.T
-        if encoder.memory is None:
-            return cosines
         rows = [slice(start, start + _PHOTOS_AT_A_TIME) for start in range(0, len(features), _PHOTOS_AT_A_TIME)]
-        parts = [(features[r], cosines[r], None if own_panoramas is None else own_panoramas[r]) for r in rows]
-        return torch.cat([encoder.memory.blend(*part) for part in parts])
+        parts = [(features[r], None if own_panoramas is None else own_panoramas[r]) for r in rows]
+        texts, memory = encoder.gallery_embeddings, encoder.memory
+        return torch.cat([address_scores(part, texts, memory, own) for part, own in parts])
 
     @property
     def gallery_embeddings(self) -> torch.Tensor:
@@ -178,11 +177,12 @@ class Locator:
 
     @torch.no_grad()
     def photo_features(self, photos: Sequence[Photo]) -> torch.Tensor:
-        """``(N, D)`` float32 of length one."""
+        """``(N, D)`` float32 of length one; ``(N, V, D)`` of an encoder whose views are kept apart."""
         encoder = self._encoder
         views = [view for photo in photos for view in views_of(_opened(photo), encoder.views)]
         pixels = photo_pixels(views, encoder.image_processor).to(encoder.gallery_embeddings.device)
-        return encoder.model.encode_views(pixels.reshape(len(photos), -1, *pixels.shape[1:])).float()
+        pixels = pixels.reshape(len(photos), -1, *pixels.shape[1:])
+        return encoder.model.encode_views(pixels, apart=encoder.views == PARTS).float()
 
     @torch.no_grad()
     def text_cosines(self, texts: Sequence[str]) -> torch.Tensor:

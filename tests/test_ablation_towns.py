@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -105,7 +106,7 @@ def test_the_config_is_read_and_compares_equals() -> None:
         "spread_addresses", "max_per_address", "layer_decay", "geography_reading",
     ):  # fmt: skip
         assert getattr(faithful, name) == getattr(plain, name)
-    assert trained["recommended"][1] == Way("3", 3.0)
+    assert trained["recommended"][1] == Way("parts", 30.0, 4.0)
     assert (settings.dev_towns, settings.report_towns) == ([11, 12, 13], [21, 22, 23, 24, 25])
 
 
@@ -205,6 +206,11 @@ def test_each_training_is_run_once_and_the_report_needs_only_the_chosen(faked: P
         "other_three-0.001.json",
     }
     assert read_manifest(faked, "ablation_towns")["verdict"]["best"] == "other, three"
+    assert found["sweep"]["other, three"]["0.001"] == {"11": 0.8, "12": 0.8}
+    picture = ElementTree.fromstring((faked / "towns.svg").read_text())
+    dots = [title.text for title in picture.iter("{http://www.w3.org/2000/svg}title")]
+    assert len(dots) == 4 * 2 * 2  # methods, rates, towns
+    assert dots.count("other, three, 0.001: 80.0 %") == 2
     assert (faked / "towns.md").read_text() in capsys.readouterr().out
 
 

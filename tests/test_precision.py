@@ -10,9 +10,10 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from llava_ial.errors import UserError
+from llava_ial.models import half_precision
 from llava_ial.models.address_clip import AddressCLIP, load_clip
-from llava_ial.training import clip_run, precision
-from llava_ial.training.precision import choose_precision, cpu_has_bf16, suit_attention
+from llava_ial.models.half_precision import choose_precision, cpu_has_bf16, suit_attention
+from llava_ial.training import clip_run
 from tests.stage1_runs import lines, train, world
 
 __all__ = ["train", "world"]
@@ -55,7 +56,7 @@ def test_a_torch_that_cannot_tell_stays_with_float32(monkeypatch: pytest.MonkeyP
 def test_on_a_gpu_it_is_the_gpu_that_counts(monkeypatch: pytest.MonkeyPatch, on_gpu: bool, expected: str) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: on_gpu)
-    monkeypatch.setattr(precision, "cpu_has_bf16", lambda: not on_gpu)
+    monkeypatch.setattr(half_precision, "cpu_has_bf16", lambda: not on_gpu)
     assert choose_precision("auto", cpu=False) == expected
     assert choose_precision("auto", cpu=True) == ("no" if on_gpu else "bf16")
 

@@ -10,8 +10,9 @@ r"""Is a way to train and to locate better than the faithful AddressCLIP? Chosen
 
 The first method is the faithful one. Methods have the same base, epochs, batch and augmentation; what a line adds is
 all in which it differs. Those that differ only in how photos are located (--views, --memory_weight) share trainings.
-Writes towns.md, verdict.json and results/TOWN/METHOD-RATE.json with the place of the truth for each photo. The same
-command continues: what is finished is not run again.
+Writes towns.md with tables, towns.svg with the sweep's curves, verdict.json with both in numbers, and
+results/TOWN/METHOD-RATE.json with the place of the truth for each photo. The same command continues: what is finished
+is not run again.
 """
 
 import os
@@ -39,11 +40,13 @@ from llava_ial.evaluation.retrieval import retrieval_metrics
 from llava_ial.evaluation.ways import EncodedCity
 from llava_ial.manifest import MANIFEST, FolderState, claim_folder, publish_manifest, write_json, write_text
 from llava_ial.models.address_clip import load_dual_encoder
+from llava_ial.models.half_precision import AUTO
 from llava_ial.models.identity import hash_tensors
 from llava_ial.training.clip_settings import ClipSettings
 from train.ablation_settings import slug
+from train.towns_curves import draw_sweep
 from train.towns_settings import FINAL_RATE_SHARE, TownsSettings
-from train.towns_tables import Choice, Run, TownResult, choose, format_towns, verdict
+from train.towns_tables import Choice, Run, TownResult, choose, format_towns, sweep_by_rate, verdict
 from train.training_runs import ROOT, TrainingRuns, end_on_sigterm
 
 KIND = "ablation_towns"
@@ -67,8 +70,9 @@ def main() -> None:
         sweep = towns.measure(settings.sweep(), settings.dev_towns)
         choice = choose(settings.names, sweep)
         report = towns.measure(towns.to_report(choice), settings.report_towns)
-    found = verdict(choice, report)
+    found = {**verdict(choice, report), "sweep": sweep_by_rate(sweep)}
     text = format_towns(settings.rates, sweep, choice, report, found)
+    write_text(settings.output / "towns.svg", draw_sweep(settings.rates, sweep))
     write_text(settings.output / "towns.md", text)
     write_json(settings.output / "verdict.json", found)
     publish_manifest(settings.output, KIND, identity, verdict=found)
@@ -112,7 +116,8 @@ class Towns:
             waiting.setdefault(self._runs.start(self._training(run, town)), []).append((run, town))
         for done in tqdm(as_completed(waiting), total=len(waiting), desc="trainings", unit="training"):
             cost, (_, town) = done.result(), waiting[done][0]
-            city = EncodedCity(str(self._training(*waiting[done][0]).output), self._dataset(town), device=_device())
+            folder = str(self._training(*waiting[done][0]).output)
+            city = EncodedCity(folder, self._dataset(town), device=_device(), precision=AUTO)
             for run, _ in waiting[done]:
                 self._locate(run, town, city, cost)
         return [TownResult(**json.loads(self._file(run, town).read_text(encoding="utf-8"))) for run, town in jobs]

@@ -32,6 +32,7 @@ from llava_ial import distributed
 from llava_ial.config import parse_config
 from llava_ial.errors import UserError, run_command
 from llava_ial.manifest import FolderState
+from llava_ial.models.half_precision import choose_precision
 from llava_ial.training.clip_progress import (
     claim,
     finish,
@@ -51,7 +52,6 @@ from llava_ial.training.clip_step import batch_losses, losses_of_everyone, model
 from llava_ial.training.feature_cache import cached_backward, split_inputs
 from llava_ial.training.interruption import StopRequest
 from llava_ial.training.optim import learning_rate_at, set_learning_rate
-from llava_ial.training.precision import choose_precision
 from llava_ial.training.seeds import seed_everything, seed_step
 from llava_ial.training.train_log import TrainLog
 

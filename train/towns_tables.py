@@ -65,6 +65,15 @@ def verdict(choice: Choice, report: Sequence[TownResult]) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def sweep_by_rate(sweep: Sequence[TownResult]) -> dict[str, dict[str, dict[str, float]]]:
+    """SSA@1 by method, rate and town."""
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    for result in sweep:
+        by_town = found.setdefault(result.method, {}).setdefault(f"{result.rate:g}", {})
+        by_town[str(result.town)] = result.metrics["SSA@1"]
+    return found
+
+
 def against_first(choice: Choice, name: str, report: Sequence[TownResult]) -> dict[str, Any]:
     """A method against the first one: shares of wrong SSA@1 answers, and the paired test over all towns."""
     own, first = (

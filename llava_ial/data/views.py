@@ -1,8 +1,11 @@
-"""What an encoder sees of a photo that is located: one square of it, or several whose features are averaged.
+"""What an encoder sees of a photo that is located: one square of it, or several.
 
     1      the middle square, CLIP's own view: of a wide photo it never sees the edges
-    3      that, and squares at the left and the right edge. What tells a place may stand anywhere in a street photo;
-           parts are seen larger, and training's random crops have made the encoder used to parts
+    3      that, and squares at the left and the right edge, the features averaged. What tells a place may stand
+           anywhere in a street photo; parts are seen larger, and training's random crops have made the encoder used to
+           parts
+    parts  that, and squares of three sizes from left to right, each located as a photo of its own, the scores averaged.
+           A shop front that another photo shows from another place is found again, whatever stands around it
     pad    the whole photo on a grey square, as LLaVA-1.5 looks at photos: nothing is lost, everything is smaller
 
 Of a square photo the first and the last are the same.
@@ -10,10 +13,12 @@ Of a square photo the first and the last are the same.
 
 from PIL import Image
 
-ONE, THREE, PAD = VIEWS = ("1", "3", "pad")
-# Side of the left and right part as a share of the photo's shorter side; chosen on a development town, see
-# docs/stage1.md.
+ONE, THREE, PARTS, PAD = VIEWS = ("1", "3", "parts", "pad")
+# Sides of the squares as shares of the photo's shorter side; chosen on a development town, see docs/stage1.md.
 PART = 0.65
+# Of the parts that are located on their own: side, and how many stand from the left edge to the right one.
+_PARTS = ((PART, 3), (0.5, 3), (0.35, 4))
+NUM_PARTS = 1 + sum(count for _, count in _PARTS)
 # CLIP's mean colour, which is nothing to an encoder whose pixels are normalised by it.
 _GROUND = (122, 116, 104)
 
@@ -29,9 +34,17 @@ def views_of(photo: Image.Image, views: str) -> list[Image.Image]:
         return [photo]
     if views == PAD:
         return [_on_square(photo)]
-    side = max(1, round(PART * min(photo.size)))
+    if views == PARTS:
+        return [photo, *(square for share, count in _PARTS for square in _squares(photo, share, count))]
+    return [photo, *_squares(photo, PART, 2)]
+
+
+def _squares(photo: Image.Image, share: float, count: int) -> list[Image.Image]:
+    """Squares at half of the height, evenly from the left edge to the right one."""
+    side = max(1, round(share * min(photo.size)))
     top = (photo.height - side) // 2
-    return [photo, *(photo.crop((left, top, left + side, top + side)) for left in (0, photo.width - side))]
+    lefts = [round(i * (photo.width - side) / (count - 1)) for i in range(count)]
+    return [photo.crop((left, top, left + side, top + side)) for left in lefts]
 
 
 def _on_square(photo: Image.Image) -> Image.Image:

@@ -10,11 +10,11 @@ from tqdm import tqdm
 
 from llava_ial.data.clip import ClipExample, ClipPhotos, PhotoChange
 from llava_ial.data.dataset import IALDataset
-from llava_ial.data.views import ONE
+from llava_ial.data.views import NUM_PARTS, ONE, PARTS
 from llava_ial.distributed import is_main_process
 from llava_ial.evaluation.retrieval import street_ranks, sub_street_ranks
 from llava_ial.models.address_clip import AddressCLIP
-from llava_ial.models.photo_memory import PhotoMemory, panorama_key
+from llava_ial.models.photo_memory import PhotoMemory, address_scores, panorama_key
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class PhotoFeatures:
 
     Attributes:
         row: ``(N,)`` which of the asked photos these are; those that could not be read are not among them.
-        features: ``(N, D)`` float32, length one.
+        features: ``(N, D)`` float32, length one; ``(N, V, D)`` where views are kept apart.
         address_id: ``(N,)`` row of the true address in the gallery.
         xy_m: ``(N, 2)`` metres from a local origin.
     """
@@ -62,14 +62,16 @@ def encode_photos(
         views: Of each photo, see ``llava_ial.data.views``.
         change: Made to each photo first.
     """
+    apart = views == PARTS
     loader = DataLoader(
         ClipPhotos(examples, image_processor, augmentation=change, views=views),
-        batch_size=batch_size,
+        batch_size=max(1, batch_size // NUM_PARTS) if apart else batch_size,
         collate_fn=list,
         num_workers=num_workers,
     )
     found: list[bool] = []
-    rows = [torch.zeros(0, model.feature_width, device=device)]  # a share of a split may hold no photo
+    # A share of a split may hold no photo.
+    rows = [torch.zeros(0, *([NUM_PARTS] if apart else []), model.feature_width, device=device)]
     was_training = model.training
     model.eval()
     for items in tqdm(loader, desc="locate", unit="batch", disable=not is_main_process(), leave=False):
@@ -78,7 +80,7 @@ def encode_photos(
             if "error" in item:
                 tqdm.write(f"not measured: {item['error']}")
         if pixels := [item["pixel_values"] for item in items if "error" not in item]:
-            rows.append(model.encode_views(torch.stack(pixels).to(device)).float())
+            rows.append(model.encode_views(torch.stack(pixels).to(device), apart=apart).float())
     model.train(was_training)
     row = torch.tensor(found, dtype=torch.bool).nonzero().flatten()
     known = [examples[i] for i in row.tolist()]
@@ -101,7 +103,11 @@ def remember(dataset: IALDataset, photos: PhotoFeatures, *, weight: float, sharp
     samples = dataset.samples("train")
     keys = [panorama_key(sample.photo.panorama_id or sample.photo.image_id) for sample in samples]
     panoramas = torch.tensor(keys, device=photos.row.device)[photos.row]
-    return PhotoMemory(photos.features, photos.address_id, panoramas, weight, sharpness)
+    num_views = photos.features[0, ..., 0].numel() if len(photos.features) else 1
+    return PhotoMemory(
+        photos.features.flatten(0, -2), photos.address_id.repeat_interleave(num_views),
+        panoramas.repeat_interleave(num_views), weight, sharpness,
+    )  # fmt: skip
 
 
 def address_ranks(
@@ -110,7 +116,7 @@ def address_ranks(
     street_of_class: torch.Tensor,
     *,
     memory: PhotoMemory | None = None,
-    batch_size: int = 1024,
+    batch_size: int = 64,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Place of the true piece of street, and of the true street, among all candidates: two ``(N,)``, 1 for the best.
 
@@ -125,9 +131,8 @@ def address_ranks(
     pieces = [torch.zeros(0, dtype=torch.int64, device=gallery_embeddings.device)]
     roads = list(pieces)
     for rows in _slices(len(photos.features), batch_size):
-        scores, truth = photos.features[rows] @ gallery_embeddings.T, photos.address_id[rows]
-        if memory:
-            scores = memory.blend(photos.features[rows], scores)
+        scores = address_scores(photos.features[rows], gallery_embeddings, memory)
+        truth = photos.address_id[rows]
         pieces.append(sub_street_ranks(scores, truth))
         roads.append(street_ranks(scores, truth, streets))
     return torch.cat(pieces), torch.cat(roads)

@@ -29,7 +29,8 @@ from llava_ial.evaluation.retrieval import retrieval_metrics, street_classes, st
 from llava_ial.evaluation.statistics import paired_difference
 from llava_ial.manifest import write_json
 from llava_ial.models.address_clip import AddressCLIP, load_dual_encoder
-from llava_ial.models.photo_memory import PhotoMemory
+from llava_ial.models.half_precision import BFLOAT16, FLOAT32, choose_precision, suit_attention
+from llava_ial.models.photo_memory import PhotoMemory, address_scores
 from llava_ial.splits import SPLIT_NAMES
 
 _TIMED_QUERIES = 200
@@ -87,14 +88,20 @@ class EncodedCity:
         dataset: The city.
         device: Where to compute.
         aspect: As of ``WaysSettings``.
+        precision: Of photos, one of ``llava_ial.models.half_precision.PRECISIONS``.
 
     Raises:
         UserError: There is no such encoder.
     """
 
-    def __init__(self, model: str, dataset: IALDataset, *, device: str = "cpu", aspect: float = 0.0) -> None:
+    def __init__(
+        self, model: str, dataset: IALDataset, *, device: str = "cpu", aspect: float = 0.0, precision: str = FLOAT32
+    ) -> None:
         name = str(Path(model).resolve()) if Path(model).is_dir() else model
         self._encoder = AddressCLIP(load_dual_encoder(name)).to(device).eval()
+        chosen = choose_precision(precision, cpu=torch.device(device).type == "cpu")
+        suit_attention(self._encoder.clip, chosen, torch.device(device).type)
+        self._is_half = chosen == BFLOAT16
         self._image_processor = AutoImageProcessor.from_pretrained(model, backend="pil")
         self._dataset, self._device = dataset, torch.device(device)
         self._change = partial(cut_to, aspect) if aspect else None
@@ -112,10 +119,11 @@ class EncodedCity:
         """
         if (split, views) not in self._known:
             rows, started = clip_examples(self._dataset, split), time.process_time()
-            found = encode_photos(
-                self._encoder, rows, self._image_processor, device=self._device, batch_size=64, views=views,
-                change=self._change,
-            )  # fmt: skip
+            with torch.autocast(self._device.type, torch.bfloat16, enabled=self._is_half):
+                found = encode_photos(
+                    self._encoder, rows, self._image_processor, device=self._device, batch_size=64, views=views,
+                    change=self._change,
+                )  # fmt: skip
             if len(found.row) < len(rows):
                 raise UserError(
                     f"{len(rows) - len(found.row)} photos of split '{split}' cannot be read: a comparison needs the "
@@ -136,8 +144,7 @@ class EncodedCity:
         memory = self._memory(way)
 
         def find(feature: torch.Tensor) -> None:
-            scores = feature[None] @ self._gallery.T
-            (memory.blend(feature[None], scores) if memory else scores).argmax()
+            address_scores(feature[None], self._gallery, memory).argmax()
 
         kept = [self._gallery, *([memory.features, memory.rows] if memory else [])]
         return _search_cost(kept, find, self.photos(split, way.views).features)

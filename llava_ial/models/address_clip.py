@@ -80,14 +80,22 @@ class AddressCLIP(nn.Module):
         features: torch.Tensor = self.clip.get_image_features(pixel_values=pixel_values).pooler_output
         return normalize(features, dim=-1)
 
-    def encode_views(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        """``(B, V, 3, H, W)``, views of each photo, or ``(B, 3, H, W)``, to ``(B, D)``: their mean, of length one."""
+    def encode_views(self, pixel_values: torch.Tensor, *, apart: bool = False) -> torch.Tensor:
+        """Features of photos from several views of each.
+
+        Args:
+            pixel_values: ``(B, V, 3, H, W)``, or ``(B, 3, H, W)`` of one view.
+            apart: Whether each view keeps its own.
+
+        Returns:
+            ``(B, D)``, the mean of the views, of length one; ``(B, V, D)`` where they are kept apart.
+        """
         if pixel_values.ndim == 4:
             return self.encode_images(pixel_values)
-        features = self.encode_images(pixel_values.flatten(0, 1))
-        if pixel_values.shape[1] == 1:
+        features = self.encode_images(pixel_values.flatten(0, 1)).reshape(*pixel_values.shape[:2], -1)
+        if apart:
             return features
-        return normalize(features.reshape(*pixel_values.shape[:2], -1).mean(dim=1), dim=-1)
+        return features[:, 0] if pixel_values.shape[1] == 1 else normalize(features.mean(dim=1), dim=-1)
 
     def encode_texts(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
         """``(B, T)`` to ``(B, D)`` of length one."""

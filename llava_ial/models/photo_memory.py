@@ -7,6 +7,9 @@ address with text feature ``g`` and photos ``f_i``, all of length one,
     score = (x.g + w n) / (1 + w),    n = log(mean_i exp(b x.f_i)) / b
 
 ``n`` lies between the mean and the largest of the similarities; ``b`` says where.
+
+Where a photo's views are kept apart, each of them is remembered, and each view of a photo that is located gets scores
+of its own; the photo's are their mean.
 """
 
 import hashlib
@@ -27,7 +30,7 @@ class PhotoMemory:
     """Features of photos whose addresses are known.
 
     Attributes:
-        features: ``(M, D)`` of length one.
+        features: ``(M, D)`` of length one, of photos or of their views.
         rows: ``(M,)`` row of each photo's address in the gallery.
         panoramas: ``(M,)`` key of each photo's panorama, see ``panorama_key``.
         weight: ``w`` of the module's docstring.
@@ -66,6 +69,28 @@ class PhotoMemory:
         nearness = torch.where(is_known, highest + (sums / counts).log() / self.sharpness, 0.0)
         mean = nearness.sum(dim=1, keepdim=True) / is_known.sum(dim=1, keepdim=True).clamp(min=1)
         return (cosines + self.weight * torch.where(is_known, nearness, mean)) / (1 + self.weight)
+
+
+def address_scores(
+    features: torch.Tensor,
+    texts: torch.Tensor,
+    memory: PhotoMemory | None = None,
+    own_panoramas: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Scores ``(N, C)`` of photos and addresses, between -1 and 1.
+
+    Args:
+        features: ``(N, D)`` of length one, or ``(N, V, D)`` of views that are kept apart.
+        texts: ``(C, D)`` of length one.
+        memory: Of photos whose addresses are known, if they count beside the texts.
+        own_panoramas: ``(N,)`` keys; photos of the same panorama are not remembered.
+    """
+    if features.ndim == 3:
+        num_photos, num_views, _ = features.shape
+        own = None if own_panoramas is None else own_panoramas.repeat_interleave(num_views)
+        return address_scores(features.flatten(0, 1), texts, memory, own).reshape(num_photos, num_views, -1).mean(dim=1)
+    cosines = features @ texts.T
+    return memory.blend(features, cosines, own_panoramas) if memory else cosines
 
 
 def panorama_key(name: str) -> int:

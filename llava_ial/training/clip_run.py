@@ -21,12 +21,12 @@ from llava_ial.data.dataset import IALDataset
 from llava_ial.errors import UserError
 from llava_ial.models.address_clip import AddressCLIP, DualEncoder, load_dual_encoder
 from llava_ial.models.clip_parts import tune_tower
+from llava_ial.models.half_precision import suit_attention
 from llava_ial.models.identity import hash_tensors
 from llava_ial.models.patch_dropout import drop_patches
 from llava_ial.models.text_spread import spread_texts
 from llava_ial.training.clip_settings import ClipSettings
 from llava_ial.training.optim import build_optimizer, rate_factor
-from llava_ial.training.precision import suit_attention
 from llava_ial.training.sharded import make_shardable
 from llava_ial.training.weight_average import WeightAverage
 

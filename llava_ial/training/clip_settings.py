@@ -8,10 +8,10 @@ from llava_ial.data.augmentation import Augmentation
 from llava_ial.data.views import ONE, VIEWS
 from llava_ial.errors import UserError
 from llava_ial.models.clip_parts import LOCKED, LORA, TUNED
+from llava_ial.models.half_precision import PRECISIONS
 from llava_ial.models.losses import GEOGRAPHY_READINGS, POSITIVES, LossWeights
 from llava_ial.splits import SPLIT_NAMES
 from llava_ial.training.optim import RateFactors
-from llava_ial.training.precision import PRECISIONS
 
 # As published (arXiv 2407.08156, section 5.1); Adam is AdamW without decay.
 PAPER: dict[str, Any] = {
@@ -134,7 +134,8 @@ class ClipSettings:
         default=ONE,
         metadata={
             "help": "what is seen of a photo that is located: 1 (its middle square), 3 (its left and right, too, the "
-            "features averaged) or pad (the whole on a square)"
+            "features averaged), parts (eleven squares of four sizes, each compared on its own) or pad (the whole on a "
+            "square)"
         },
     )
     memory_weight: float = field(

@@ -109,7 +109,7 @@ def build_hints(locator: Locator, dataset: IALDataset, plan: HintPlan, measured_
     # Photos of elsewhere were not in stage 1: they are as new to it as they will be.
     known = set(train_names)
     moves = [_difference(train, record.conversation_id, plan.seed) for record in records["train"]]
-    sizes = torch.tensor([noise if name in known else 0.0 for name in shown])[:, None]
+    sizes = torch.tensor([noise if name in known else 0.0 for name in shown]).reshape(-1, *[1] * (train.ndim - 1))
     noisy = functional.normalize(torch.stack([features[name] for name in shown]) + sizes * torch.stack(moves), dim=-1)
     hints = witness.hints(noisy, shown, settings)
     measured = sorted({record.image_id for record in records[measured_split]}) if measured_split else []
@@ -136,7 +136,7 @@ class _Witness:
         self._panorama_of = {s.photo.image_id: s.photo.panorama_id or s.photo.image_id for s in samples}
 
     def scores(self, features: torch.Tensor, names: Sequence[str]) -> torch.Tensor:
-        """``(N, C)`` on the CPU, of features ``(N, D)`` of the photos named."""
+        """``(N, C)`` on the CPU, of the features of the photos named."""
         device = self._locator.gallery_embeddings.device
         keys = torch.tensor([panorama_key(self._panorama_of.get(name, name)) for name in names], device=device)
         return self._locator.scores(features.to(device), keys).cpu()

@@ -1,4 +1,4 @@
-"""In how many bits a training computes: 16 where this saves time, with weights and optimiser at 32 all the same."""
+"""In how many bits a model computes: 16 where this saves time, with weights at 32 all the same."""
 
 import torch
 from transformers import PreTrainedModel
@@ -14,7 +14,7 @@ def choose_precision(asked: str, *, cpu: bool) -> str:
 
     Args:
         asked: One of ``PRECISIONS``; ``auto`` is ``bf16`` where the processor multiplies it in hardware.
-        cpu: Whether the training stays on the CPU though there may be a GPU.
+        cpu: Whether it stays on the CPU though there may be a GPU.
     """
     if asked != AUTO:
         return asked
