@@ -14,11 +14,15 @@ from torch.nn.functional import normalize
 
 from llava_ial.data.dataset import IALDataset
 from llava_ial.data.images import load_photo
-from llava_ial.data.views import PART, views_of
+from llava_ial.data.views import NUM_PARTS, PART, views_of
 from llava_ial.errors import UserError
+from llava_ial.evaluation.locate import PhotoFeatures, remember
+from llava_ial.evaluation.retrieval import retrieval_metrics
+from llava_ial.evaluation.ways import EncodedCity, Way
 from llava_ial.inference import AddressPredictor
 from llava_ial.manifest import file_hash, read_manifest, write_json
-from llava_ial.models.photo_memory import MEMORY, PhotoMemory, load_memory, panorama_key, save_memory
+from llava_ial.models.photo_memory import MEMORY, PhotoMemory, address_scores, load_memory, panorama_key, save_memory
+from llava_ial.training.llava_hints import HintPlan, build_hints
 from serve.evaluate import evaluate
 from serve.evaluate_settings import EvaluateConfig
 from tests.tiny_world import build_tiny_base_clip, build_tiny_dataset
@@ -99,6 +103,94 @@ def test_views_are_the_photo_and_squares_at_its_edges(size: tuple[int, int]) -> 
     assert right.tobytes() == photo.crop((size[0] - side, top, size[0], top + side)).tobytes()
 
 
+@pytest.mark.parametrize("size", [(200, 100), (100, 200), (100, 100), (1, 1)])
+def test_parts_are_the_photo_and_rows_of_smaller_and_smaller_squares(size: tuple[int, int]) -> None:
+    photo = Image.linear_gradient("L").resize(size).convert("RGB")
+    whole, *parts = views_of(photo, "parts")
+    assert whole is photo
+    assert len(parts) + 1 == NUM_PARTS
+    expected = []
+    for share, count in ((0.65, 3), (0.5, 3), (0.35, 4)):
+        side = max(1, round(share * min(size)))
+        top = (size[1] - side) // 2
+        lefts = [round(i / (count - 1) * (size[0] - side)) for i in range(count)]
+        assert (lefts[0], lefts[-1] + side) == (0, size[0]), "from edge to edge"
+        expected += [photo.crop((left, top, left + side, top + side)).tobytes() for left in lefts]
+    assert [part.tobytes() for part in parts] == expected
+
+
+@pytest.mark.parametrize("leaves_out", [False, True])
+def test_views_that_are_kept_apart_are_located_each_on_its_own(leaves_out: bool) -> None:
+    memory, _, texts = random_memory(3, 12, 4)
+    views = normalize(torch.randn(5, 3, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64), dim=2)
+    own = torch.tensor([0, 1, 2, 5, 0]) if leaves_out else None
+    for known in (memory, None):
+        found = address_scores(views, texts, known, own)
+        assert found.shape == (5, 4)
+        for n, photo in enumerate(views):
+            panorama = own[n : n + 1] if own is not None else None
+            alone = [address_scores(view[None], texts, known, panorama)[0] for view in photo]
+            torch.testing.assert_close(found[n], torch.stack(alone).mean(dim=0))
+    torch.testing.assert_close(address_scores(views[:, :1], texts, memory), address_scores(views[:, 0], texts, memory))
+
+
+def test_every_view_is_remembered_with_its_photos_address_and_panorama(tmp_path: Path) -> None:
+    dataset = IALDataset(build_tiny_dataset(tmp_path / "data"))
+    samples = dataset.samples("train")
+    row = torch.tensor([0, 2, 5])  # the others could not be read
+    features = torch.randn(3, 4, 6)
+    photos = PhotoFeatures(row, features, torch.tensor([1, 0, 2]), torch.zeros(3, 2))
+    memory = remember(dataset, photos, weight=1.0, sharpness=2.0)
+    assert torch.equal(memory.features.reshape(3, 4, 6), features)
+    assert memory.rows.tolist() == [1] * 4 + [0] * 4 + [2] * 4
+    keys = [panorama_key(samples[i].photo.panorama_id or samples[i].photo.image_id) for i in row.tolist()]
+    assert memory.panoramas.reshape(3, 4).tolist() == [[key] * 4 for key in keys]
+
+
+@pytest.fixture(scope="module")
+def by_parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A finished stage 1 whose photos are located by parts, and its data set."""
+    return start_stage1(
+        tmp_path_factory.mktemp("parts"), views="parts", memory_weight=30.0, memory_sharpness=4.0, eval_splits="val"
+    )
+
+
+def test_a_folder_that_locates_by_parts_does_so_everywhere(by_parts: tuple[Path, Path], tmp_path: Path) -> None:
+    out, data = by_parts
+    measured = json.loads((out / "metrics.json").read_text(encoding="utf-8"))["val"]
+    metrics = evaluate(EvaluateConfig(data, tmp_path / "eval", str(out), split="val"))["ranking"]
+    way = EncodedCity(str(out), IALDataset(data)).ranks("val", Way("parts", 30.0, 4.0))
+    for name in ("SSA@1", "SSA@5", "SA@1", "SA@5"):
+        assert metrics[name] == pytest.approx(measured[name])
+        assert retrieval_metrics(*way)[name] == pytest.approx(measured[name])
+    predictor, dataset = AddressPredictor.from_pretrained(out), IALDataset(data)
+    files = [dataset.image_file(sample.photo.image_path) for sample in dataset.samples("val")]
+    features = predictor.photo_features(files)
+    assert features.shape[:2] == (len(files), NUM_PARTS)
+    encoder = predictor._encoder
+    assert encoder.memory is not None
+    assert len(encoder.memory.features) == NUM_PARTS * len(dataset.samples("train"))
+    torch.testing.assert_close(predictor.cosines(files)[1:], predictor.cosines(files[1:]), atol=1e-5, rtol=0)
+    # Texts of anybody's are compared with every part, too.
+    texts = [record.verbose for record in predictor.gallery]
+    among = dict(predictor.locate_among(files[0], texts))
+    scores = address_scores(features[:1], predictor.gallery_embeddings)[0]
+    expected = predictor.to_probabilities(scores).tolist()
+    assert [among[text] for text in texts] == pytest.approx(expected, abs=1e-4)
+
+
+def test_parts_give_hints_as_unreliable_as_inferences(by_parts: tuple[Path, Path]) -> None:
+    out, data = by_parts
+    locator, dataset = AddressPredictor.from_pretrained(out), IALDataset(data)
+    hints = build_hints(locator, dataset, HintPlan(2, 0.0, 0.0, keeps_misses=True, seed=0), "val")
+    assert len(hints.train) == len(dataset.conversations("train"))
+    assert all(hints.train)
+    samples = {sample.photo.image_id: sample for sample in dataset.samples("val")}
+    name, hint = next(iter(hints.own.items()))
+    file = dataset.image_file(samples[name].photo.image_path)
+    assert locator.hints_of(locator.cosines([file]), hints.settings) == [hint]
+
+
 @pytest.fixture(scope="module")
 def remembering(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A finished stage 1 with three views and a memory, and its data set."""
@@ -150,7 +242,7 @@ def test_another_memory_is_refused(remembering: tuple[Path, Path], tmp_path: Pat
 
 
 def test_wrong_options_are_told(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"--views 2: allowed: 1, 3, pad"):
+    with pytest.raises(UserError, match=r"--views 2: allowed: 1, 3, parts, pad"):
         start_stage1(tmp_path, views=2)
     with pytest.raises(UserError, match="--memory_weight -1"):
         start_stage1(tmp_path, memory_weight=-1.0)

@@ -102,7 +102,7 @@ def test_the_command_prints_the_table_and_writes_the_places(trained: tuple[Path,
 @pytest.mark.parametrize(
     ("given", "why"),
     [
-        ({"views": ["2"]}, "--views 2: allowed: 1, 3, pad"),
+        ({"views": ["2"]}, "--views 2: allowed: 1, 3, parts, pad"),
         ({"split": "some"}, "--split some"),
         ({"aspect": -1}, "--asp"),
     ],

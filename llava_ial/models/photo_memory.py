@@ -14,6 +14,7 @@ of its own; the photo's are their mean.
 
 import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -55,20 +56,25 @@ class PhotoMemory:
             cosines: ``(N, C)``.
             own_panoramas: ``(N,)`` keys; photos of the same panorama are not remembered.
         """
-        similarity = features @ self.features.to(features.dtype).T  # (N, M)
-        place = self.rows.expand_as(similarity)
-        counted = torch.ones_like(similarity)
+        remembered, panoramas, counts = self._by_address
+        similarity = self.sharpness * features @ remembered.to(features.dtype).T  # (N, M)
         if own_panoramas is not None:
-            is_own = self.panoramas[None, :] == own_panoramas[:, None]
-            similarity, counted = similarity.masked_fill(is_own, -torch.inf), counted.masked_fill(is_own, 0.0)
-        highest = torch.full_like(cosines, -torch.inf).scatter_reduce(1, place, similarity, "amax")
-        shifted = (similarity - highest.gather(1, place)).nan_to_num(nan=-torch.inf, neginf=-torch.inf)
-        sums = torch.zeros_like(cosines).scatter_add(1, place, (self.sharpness * shifted).exp())
-        counts = torch.zeros_like(cosines).scatter_add(1, place, counted)
-        is_known = counts > 0
-        nearness = torch.where(is_known, highest + (sums / counts).log() / self.sharpness, 0.0)
+            similarity.masked_fill_(panoramas == own_panoramas[:, None], -torch.inf)
+        nearness = torch.full_like(cosines, -torch.inf)
+        for row, part in zip(counts, similarity.split(list(counts.values()), dim=1), strict=True):
+            num_counted = (part > -torch.inf).sum(dim=1).clamp(min=1)
+            nearness[:, row] = (part.logsumexp(dim=1) - num_counted.to(part.dtype).log()) / self.sharpness
+        is_known = nearness > -torch.inf
+        nearness = torch.where(is_known, nearness, 0.0)
         mean = nearness.sum(dim=1, keepdim=True) / is_known.sum(dim=1, keepdim=True).clamp(min=1)
         return (cosines + self.weight * torch.where(is_known, nearness, mean)) / (1 + self.weight)
+
+    @cached_property
+    def _by_address(self) -> tuple[torch.Tensor, torch.Tensor, dict[int, int]]:
+        """Features and panoramas with those of one address together, and how many each has: sums of slices are fast."""
+        order = self.rows.argsort(stable=True)
+        rows, counts = self.rows[order].unique_consecutive(return_counts=True)
+        return self.features[order], self.panoramas[order], dict(zip(rows.tolist(), counts.tolist(), strict=True))
 
 
 def address_scores(

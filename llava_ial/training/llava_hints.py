@@ -98,7 +98,7 @@ def build_hints(locator: Locator, dataset: IALDataset, plan: HintPlan, measured_
     temperature = fit_temperature((locator.logit_scale * val_scores).double().numpy(), val_rows.numpy())
     settings = HintSettings(plan.count, temperature)
     right_on_val = _right_first(val_scores, val_rows)
-    few = slice(None, None, -(-len(train) // _PHOTOS_TO_FIT))  # evenly over the town
+    few = slice(None, None, -(-train[..., 0].numel() // _PHOTOS_TO_FIT))  # evenly over the town; each view is compared
 
     def rate_of(moved: torch.Tensor) -> float:
         return _right_first(witness.scores(moved[few], train_names[few]), train_rows[few])
