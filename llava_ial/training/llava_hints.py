@@ -111,7 +111,7 @@ def build_hints(locator: Locator, dataset: IALDataset, plan: HintPlan, measured_
     moves = [_difference(train, record.conversation_id, plan.seed) for record in records["train"]]
     sizes = torch.tensor([noise if name in known else 0.0 for name in shown]).reshape(-1, *[1] * (train.ndim - 1))
     noisy = functional.normalize(torch.stack([features[name] for name in shown]) + sizes * torch.stack(moves), dim=-1)
-    hints = witness.hints(noisy, shown, settings)
+    hints = witness.shared_hints(noisy, shown, settings)
     measured = sorted({record.image_id for record in records[measured_split]}) if measured_split else []
     spoken = {record.sub_street_id: hinted_name(record.address) for record in locator.gallery}
     own = witness.hints(torch.stack([features[name] for name in measured]), measured, settings) if measured else []
@@ -146,6 +146,15 @@ class _Witness:
         parts = [slice(start, start + _PHOTOS_TO_FIT) for start in range(0, len(names), _PHOTOS_TO_FIT)]
         found = [self._locator.hints_of(self.scores(features[part], names[part]), settings) for part in parts]
         return [hint for part in found for hint in part]
+
+    def shared_hints(self, features: torch.Tensor, names: Sequence[str], settings: HintSettings) -> list[str]:
+        """The same on every process, each of which looks at its share."""
+        rank, world = distributed.rank(), distributed.world_size()
+        found = [""] * len(names)
+        own = self.hints(features[rank::world], names[rank::world], settings)
+        for share, part in enumerate(distributed.gather_objects(own)):
+            found[share::world] = part
+        return found
 
 
 def _shown_photo(record: ConversationRecord, others: Sequence[str], plan: HintPlan) -> str:
