@@ -1,7 +1,6 @@
 """Photo sources by layout: file names, Pitts250k, Mapillary, tables of other kinds, published annotations."""
 
 import json
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -11,28 +10,17 @@ import pyarrow.parquet as pq
 import pytest
 import utm
 
-from data_gen.annotations import import_addresses, parse_sources
-from data_gen.build import main
-from data_gen.gallery import City
 from data_gen.photo_check import PhotoTable
 from data_gen.photo_folders import read_mapillary, read_named_photos, read_pitts250k
 from data_gen.photo_names import UtmZone, parse_photo_name, parse_zone
 from data_gen.photos import PhotoColumns, group_panoramas, read_photo_table
-from llava_ial.data.dataset import IALDataset
 from llava_ial.errors import UserError
-from llava_ial.prompts import WHERE
-from llava_ial.records import PhotoRecord, read_records
+from llava_ial.records import PhotoRecord
 from tests.grid_town import draw_photo
+from tests.named_photos import photo_name
 
 SAN_FRANCISCO = (37.7749, -122.4194)
 PITTSBURGH = UtmZone(17, True)
-
-
-def _name(lat: float, lon: float, /, *, zone: str = "10", band: str = "S", **fields: str) -> str:
-    east, north, _, _ = utm.from_latlon(lat, lon)
-    more = [fields.get(key, "") for key in ("pano", "tile", "heading", "pitch", "roll", "height", "time", "note")]
-    degrees = [fields.get("lat", f"{lat:.5f}"), fields.get("lon", f"{lon:.5f}")]
-    return "@".join(["", f"{east:.2f}", f"{north:.2f}", zone, band, *degrees, *more, ".jpg"])
 
 
 def _reasons(table: PhotoTable) -> dict[str, str]:
@@ -40,27 +28,27 @@ def _reasons(table: PhotoTable) -> dict[str, str]:
 
 
 def test_names_of_place_recognition_sets() -> None:
-    named = parse_photo_name(_name(*SAN_FRANCISCO, pano="Ab-7_x", heading="-30", time="201107"))
+    named = parse_photo_name(photo_name(*SAN_FRANCISCO, pano="Ab-7_x", heading="-30", time="201107"))
     assert named.point == pytest.approx(SAN_FRANCISCO, abs=1e-6)
     assert (named.panorama_id, named.heading_deg, named.captured_at) == ("Ab-7_x", 330.0, "2011-07-01T00:00:00")
-    bare = parse_photo_name(_name(*SAN_FRANCISCO, zone="", band="", lat="", lon=""), UtmZone(10, True))
+    bare = parse_photo_name(photo_name(*SAN_FRANCISCO, zone="", band="", lat="", lon=""), UtmZone(10, True))
     assert bare.point == pytest.approx(SAN_FRANCISCO, abs=1e-6)
     assert (bare.panorama_id, bare.heading_deg, bare.captured_at) == (None, None, None)
     short = parse_photo_name("@551217.3@4180999.9@.jpg", UtmZone(10, True))
     assert short.point is not None
-    sydney = parse_photo_name(_name(-33.87, 151.21, zone="56", band="H"))
+    sydney = parse_photo_name(photo_name(-33.87, 151.21, zone="56", band="H"))
     assert sydney.point == pytest.approx((-33.87, 151.21), abs=1e-6)
 
 
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        (_name(*SAN_FRANCISCO, zone="11"), "wrong_utm_zone"),
-        (_name(*SAN_FRANCISCO, lat="95"), "bad_position"),
-        (_name(*SAN_FRANCISCO, lat="0", lon="0"), "bad_position"),
+        (photo_name(*SAN_FRANCISCO, zone="11"), "wrong_utm_zone"),
+        (photo_name(*SAN_FRANCISCO, lat="95"), "bad_position"),
+        (photo_name(*SAN_FRANCISCO, lat="0", lon="0"), "bad_position"),
         ("@nan@4180999.9@10@S@@@.jpg", "no_position_in_name"),
         ("@5@4180999.9@10@S@@@.jpg", "bad_position"),
-        (_name(*SAN_FRANCISCO, zone="", lat="", lon=""), "no_position_in_name"),
+        (photo_name(*SAN_FRANCISCO, zone="", lat="", lon=""), "no_position_in_name"),
         ("IMG_0001.jpg", "no_position_in_name"),
     ],
 )
@@ -77,7 +65,7 @@ def test_zone_is_a_number_and_a_hemisphere() -> None:
 
 def test_folder_of_named_photos_states_the_split(tmp_path: Path) -> None:
     for number, folder in enumerate(("train", "val/database", "test/queries", "extra")):
-        draw_photo(tmp_path / folder / _name(37.77 + number / 1000, -122.42, pano=f"p{number}"), number)
+        draw_photo(tmp_path / folder / photo_name(37.77 + number / 1000, -122.42, pano=f"p{number}"), number)
     (tmp_path / "extra" / "notes.jpg").write_text("no photo")
     table = read_named_photos(tmp_path, None)
     assert Counter((p.panorama_id, p.given_split) for p in table.photos) == Counter(
@@ -181,54 +169,6 @@ def test_table_in_metres(tmp_path: Path) -> None:
     assert _reasons(table) == {"b.jpg": "bad_position"}
 
 
-def _located(count: int) -> list[PhotoRecord]:
-    return [
-        PhotoRecord(f"000/00000{n}.jpg", f"000/00000{n}.jpg", 40.44, -80.0 + n / 1e4, None, f"p{n}", None, "vpr")
-        for n in range(count)
-    ]
-
-
-def test_published_annotations_become_addresses(tmp_path: Path) -> None:
-    first = "Grant Street, Downtown (Third Avenue, Downtown and Fourth Avenue, Downtown)"
-    second = "Grant Street, Downtown (Fourth Avenue, Downtown)"
-    (tmp_path / "train.json").write_text(
-        json.dumps(
-            {
-                "./000/000000.jpg": ["a wide street", "located in ...", first],
-                "database/000/000001.jpg": ["", "located in ...", second],
-                "./000/000009.jpg": ["gone", "located in ...", first],
-                "./000/000002.jpg": ["broken", "x"],
-            }
-        )
-    )
-    # The order of the crossings is the publishers'.
-    (tmp_path / "test.json").write_text(json.dumps({"000/000003.jpg": ["t", "located", first]}))
-    sources = parse_sources([f"train={tmp_path / 'train.json'}", f"test={tmp_path / 'test.json'}"])
-    found = import_addresses(_located(4), sources, City("Pittsburgh", "PA", "USA"))
-    assert [(a.image_id[-5], a.split, a.address.city) for a in found.addresses] == [
-        ("0", "train", "Pittsburgh"),
-        ("1", "train", "Pittsburgh"),
-        ("3", "test", "Pittsburgh"),
-    ]
-    assert {record.canonical for record in found.gallery} == {first, second}
-    assert {a.sub_street_id for a in found.addresses} == {record.sub_street_id for record in found.gallery}
-    assert all(record.adjacent_ids for record in found.gallery)
-    assert sorted(record.num_positions for record in found.gallery) == [1, 2]
-    assert all(len(record.lines[0]) >= 2 for record in found.gallery)
-    assert found.captions == {"000/000000.jpg": "a wide street", "000/000003.jpg": "t"}
-    assert {(d.image_id, d.step, d.reason) for d in found.dropped} == {
-        ("000/000009.jpg", "annotations", "no_photo"),
-        ("000/000002.jpg", "annotations", "bad_annotation"),
-        ("000/000002.jpg", "addresses", "no_annotation"),
-    }
-
-
-@pytest.mark.parametrize("entry", ["train.json", "dev=x.json", "train="])
-def test_annotations_name_split_and_file(entry: str) -> None:
-    with pytest.raises(UserError, match="annotations"):
-        parse_sources([entry])
-
-
 def test_a_dense_walk_is_many_places() -> None:
     xy_m = np.stack([np.arange(100) * 8.0, np.zeros(100)], axis=1)
     photos = [PhotoRecord(f"i{n:03d}", "x", 48.0, 9.0, None, None, None, "csv") for n in range(100)]
@@ -241,85 +181,3 @@ def test_a_dense_walk_is_many_places() -> None:
 
 ROOT = Path(__file__).resolve().parents[1]
 STREET = "Grant Street, Downtown (Third Avenue, Downtown and Fourth Avenue, Downtown)"
-
-
-def _annotate(path: Path, names: list[str]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    texts = [[f"a street view of {name[-12:]} on Grant Street", "located in the Downtown", STREET] for name in names]
-    path.write_text(json.dumps(dict(zip([f"./{name}" for name in names], texts, strict=True))))
-
-
-def _fake_pitts(folder: Path) -> None:
-    names = [f"000/{n:06d}_pitch1_yaw{view}.jpg" for n in range(3) for view in (1, 2)]
-    for number, name in enumerate(names):
-        draw_photo(folder / name, number)
-    lines = ["utm_east,utm_north", *(f"{584_000 + 20 * n},4477000" for n in range(3))]
-    (folder / "utm.csv").write_text("\n".join(lines) + "\n")
-    for part, own in (("train", names[:2]), ("database", names[2:4]), ("queries", names[4:])):
-        _annotate(folder / f"pitts_{part}.json", own)
-
-
-def _fake_sf(datasets: Path, size: str) -> None:
-    parts: dict[str, list[str]] = {"train": [], "database": [], "queries": []}
-    for number, (part, below) in enumerate(
-        (("train", "train/37.77"), ("database", "test/database"), ("queries", "test/queries"))
-    ):
-        name = f"{below}/{_name(37.77 + number / 1000, -122.42, pano=f'p{number}', heading='90')}"
-        draw_photo(datasets / "processed" / name, number)
-        parts[part].append(name)
-    for part, names in parts.items():
-        _annotate(datasets / f"SF-IAL-{size.title()}" / f"sf_{size}_{part}.json", names)
-
-
-@pytest.mark.parametrize("config", ["pitts_ial", "sf_ial_base", "sf_ial_large"])
-def test_published_layouts_build(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, config: str) -> None:
-    if config == "pitts_ial":
-        _fake_pitts(tmp_path / "datasets" / "Pitts-IAL")
-    else:
-        _fake_sf(tmp_path / "datasets", config.removeprefix("sf_ial_"))
-    monkeypatch.chdir(tmp_path)
-    settings = str(ROOT / "data_gen" / "configs" / f"{config}.yaml")
-    monkeypatch.setattr(sys, "argv", ["build", "--config", settings, "--output", "data"])
-    main()
-    data = IALDataset(tmp_path / "data")
-    train, test = data.samples("train"), data.samples("test")
-    assert (len(train), len(test)) == ((4, 2) if config == "pitts_ial" else (2, 1))
-    assert {record.canonical for record in data.gallery} == {STREET}
-    assert all(sample.photo.panorama_id and sample.address.method == "imported" for sample in train + test)
-    assert all("a street view of" in s.caption and "on the street" in s.caption for s in train + test)
-    turns = [
-        (d.tasks[i], d.messages[2 * i + 1].content) for d in data.conversations("test") for i in range(len(d.tasks))
-    ]
-    answer = next(text for task, text in turns if task == WHERE)
-    city = "Pittsburgh, PA, USA" if config == "pitts_ial" else "San Francisco, CA, USA"
-    assert answer == (
-        "The address of this photo might be Grant Street, between Third Avenue and Fourth Avenue, Downtown, "
-        + city
-        + "."
-    )
-    leakage = json.loads((tmp_path / "data" / "leakage.json").read_text())
-    assert (leakage["panoramas_in_two_splits"], leakage["test_panoramas"]) == (0, 1)
-
-
-def test_pittsburgh_names_become_addresses(monkeypatch: pytest.MonkeyPatch, shared_data: Path, tmp_path: Path) -> None:
-    folder = shared_data / "pittsburgh"
-    settings = {
-        "image_root": folder, "photos_csv": folder / "pitts30k_test_positions.csv", "image_path_column": "image",
-        "utm_zone": "17N", "require_images": "false", "streets": folder / "pittsburgh.osm.pbf",
-        "neighbourhoods": folder / "neighbourhoods.geojson", "city": "Pittsburgh", "region": "PA", "country": "USA",
-        "split": "blocked", "output": tmp_path / "data",
-    }  # fmt: skip
-    arguments = [str(part) for name, value in settings.items() for part in (f"--{name}", value)]
-    monkeypatch.setattr(sys, "argv", ["build", *arguments])
-    main()
-    counts = IALDataset(tmp_path / "data").manifest["counts"]
-    assert counts["steps"]["photos"] == {"in": 16816, "out": 16816, "dropped": {}}
-    assert set(counts["steps"]["addresses"]["dropped"]) == {"in_buffer", "ambiguous_in_test"}
-    photos = read_records(tmp_path / "data" / "photos", PhotoRecord)
-    places: dict[str | None, set[tuple[float, float]]] = {}
-    for photo in photos:
-        places.setdefault(photo.panorama_id, set()).add((photo.lat, photo.lon))
-    # Queries and database have numbers in common, which are no panoramas in common.
-    assert all(len(found) == 1 for found in places.values())
-    assert len({place for found in places.values() for place in found}) == 700
-    assert json.loads((tmp_path / "data" / "leakage.json").read_text())["nearest_train_m_quantiles"]["p0"] > 50
