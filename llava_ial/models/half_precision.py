@@ -26,8 +26,8 @@ def choose_precision(asked: str, *, cpu: bool) -> str:
 
 def cpu_has_bf16() -> bool:
     """Whether this CPU multiplies bfloat16 in hardware, as far as PyTorch (2.9 or later) can tell."""
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
-    return any(capabilities.get(name) for name in _CPU_FEATURES)
+    ask = getattr(torch.cpu, "get_capabilities", None)
+    return ask is not None and any(ask().get(name) for name in _CPU_FEATURES)
 
 
 def suit_attention(model: PreTrainedModel, precision: str, device: str) -> None:

@@ -61,7 +61,8 @@ class PhotoMemory:
         if own_panoramas is not None:
             similarity.masked_fill_(panoramas == own_panoramas[:, None], -torch.inf)
         nearness = torch.full_like(cosines, -torch.inf)
-        for row, part in zip(counts, similarity.split(list(counts.values()), dim=1), strict=True):
+        parts = torch.split(similarity, list(counts.values()), dim=1)  # type: ignore[no-untyped-call]
+        for row, part in zip(counts, parts, strict=True):
             num_counted = (part > -torch.inf).sum(dim=1).clamp(min=1)
             nearness[:, row] = (part.logsumexp(dim=1) - num_counted.to(part.dtype).log()) / self.sharpness
         is_known = nearness > -torch.inf
@@ -73,7 +74,7 @@ class PhotoMemory:
     def _by_address(self) -> tuple[torch.Tensor, torch.Tensor, dict[int, int]]:
         """Features and panoramas with those of one address together, and how many each has: sums of slices are fast."""
         order = self.rows.argsort(stable=True)
-        rows, counts = self.rows[order].unique_consecutive(return_counts=True)
+        rows, counts = torch.unique_consecutive(self.rows[order], return_counts=True)
         return self.features[order], self.panoramas[order], dict(zip(rows.tolist(), counts.tolist(), strict=True))
 
 
