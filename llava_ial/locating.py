@@ -14,7 +14,7 @@ from transformers import AutoImageProcessor, AutoTokenizer, BaseImageProcessor, 
 from llava_ial.address import Address
 from llava_ial.calibration import Calibration, load_calibration
 from llava_ial.data.images import load_photo, upright_rgb
-from llava_ial.data.views import ONE, PARTS, views_of
+from llava_ial.data.views import NUM_VIEWS, ONE, PARTS, views_of
 from llava_ial.errors import UserError
 from llava_ial.hints import HintSettings, format_hint
 from llava_ial.manifest import file_hash, read_manifest
@@ -181,13 +181,13 @@ class Locator:
     def photo_features(self, photos: Sequence[Photo]) -> torch.Tensor:
         """``(N, D)`` float32 of length one; ``(N, V, D)`` of an encoder whose views are kept apart."""
         encoder = self._encoder
-        views = [view for photo in photos for view in views_of(_opened(photo), encoder.views)]
-        device, per_photo = encoder.gallery_embeddings.device, len(views) // max(1, len(photos))
-        step = per_photo * max(1, _VIEWS_AT_A_TIME // max(1, per_photo))
+        num_views = NUM_VIEWS[encoder.views]
+        step = max(1, _VIEWS_AT_A_TIME // num_views)
         features = []
-        for start in range(0, len(views), step):
-            pixels = photo_pixels(views[start : start + step], encoder.image_processor).to(device)
-            pixels = pixels.reshape(-1, per_photo, *pixels.shape[1:])
+        for start in range(0, len(photos), step):
+            views = [view for photo in photos[start : start + step] for view in views_of(_opened(photo), encoder.views)]
+            pixels = photo_pixels(views, encoder.image_processor).to(encoder.gallery_embeddings.device)
+            pixels = pixels.reshape(-1, num_views, *pixels.shape[1:])
             features.append(encoder.model.encode_views(pixels, apart=encoder.views == PARTS).float())
         return torch.cat(features)
 

@@ -14,7 +14,7 @@ from torch.nn.functional import normalize
 
 from llava_ial.data.dataset import IALDataset
 from llava_ial.data.images import load_photo
-from llava_ial.data.views import NUM_PARTS, PART, views_of
+from llava_ial.data.views import NUM_VIEWS, PART, views_of
 from llava_ial.errors import UserError
 from llava_ial.evaluation.locate import PhotoFeatures, remember
 from llava_ial.evaluation.retrieval import retrieval_metrics
@@ -107,8 +107,9 @@ def test_views_are_the_photo_and_squares_at_its_edges(size: tuple[int, int]) -> 
 def test_parts_are_the_photo_and_rows_of_smaller_and_smaller_squares(size: tuple[int, int]) -> None:
     photo = Image.linear_gradient("L").resize(size).convert("RGB")
     whole, *parts = views_of(photo, "parts")
+    assert {views: len(views_of(photo, views)) for views in NUM_VIEWS} == NUM_VIEWS
     assert whole is photo
-    assert len(parts) + 1 == NUM_PARTS
+    assert len(parts) + 1 == NUM_VIEWS["parts"]
     expected = []
     for share, count in ((0.65, 3), (0.5, 3), (0.35, 4)):
         side = max(1, round(share * min(size)))
@@ -166,10 +167,10 @@ def test_a_folder_that_locates_by_parts_does_so_everywhere(by_parts: tuple[Path,
     predictor, dataset = AddressPredictor.from_pretrained(out), IALDataset(data)
     files = [dataset.image_file(sample.photo.image_path) for sample in dataset.samples("val")]
     features = predictor.photo_features(files)
-    assert features.shape[:2] == (len(files), NUM_PARTS)
+    assert features.shape[:2] == (len(files), NUM_VIEWS["parts"])
     encoder = predictor._encoder
     assert encoder.memory is not None
-    assert len(encoder.memory.features) == NUM_PARTS * len(dataset.samples("train"))
+    assert len(encoder.memory.features) == NUM_VIEWS["parts"] * len(dataset.samples("train"))
     torch.testing.assert_close(predictor.cosines(files)[1:], predictor.cosines(files[1:]), atol=1e-5, rtol=0)
     # Texts of anybody's are compared with every part, too.
     texts = [record.verbose for record in predictor.gallery]

@@ -18,7 +18,7 @@ ONE, THREE, PARTS, PAD = VIEWS = ("1", "3", "parts", "pad")
 PART = 0.65
 # Of the parts that are located on their own: side, and how many stand from the left edge to the right one.
 _PARTS = ((PART, 3), (0.5, 3), (0.35, 4))
-NUM_PARTS = 1 + sum(count for _, count in _PARTS)
+NUM_VIEWS = {ONE: 1, THREE: 3, PARTS: 1 + sum(count for _, count in _PARTS), PAD: 1}
 # CLIP's mean colour, which is nothing to an encoder whose pixels are normalised by it.
 _GROUND = (122, 116, 104)
 

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from llava_ial.data.clip import ClipExample, ClipPhotos, PhotoChange
 from llava_ial.data.dataset import IALDataset
-from llava_ial.data.views import NUM_PARTS, ONE, PARTS
+from llava_ial.data.views import NUM_VIEWS, ONE, PARTS
 from llava_ial.distributed import is_main_process
 from llava_ial.evaluation.retrieval import street_ranks, sub_street_ranks
 from llava_ial.models.address_clip import AddressCLIP
@@ -65,13 +65,13 @@ def encode_photos(
     apart = views == PARTS
     loader = DataLoader(
         ClipPhotos(examples, image_processor, augmentation=change, views=views),
-        batch_size=max(1, batch_size // NUM_PARTS) if apart else batch_size,
+        batch_size=max(1, batch_size // NUM_VIEWS[views]) if apart else batch_size,
         collate_fn=list,
         num_workers=num_workers,
     )
     found: list[bool] = []
     # A share of a split may hold no photo.
-    rows = [torch.zeros(0, *([NUM_PARTS] if apart else []), model.feature_width, device=device)]
+    rows = [torch.zeros(0, *([NUM_VIEWS[views]] if apart else []), model.feature_width, device=device)]
     was_training = model.training
     model.eval()
     for items in tqdm(loader, desc="locate", unit="batch", disable=not is_main_process(), leave=False):
