@@ -7,7 +7,6 @@ from html import escape
 
 from train.towns_tables import TownResult
 
-Point = tuple[float, float]
 # Told apart by people who see few colours, too (Okabe and Ito); one for each method, then from the start again.
 _COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 _WIDTH, _HEIGHT, _LEFT, _TOP, _BOTTOM, _LINE = 480.0, 260.0, 50.0, 36.0, 50.0, 18.0

@@ -19,9 +19,8 @@ def choose_precision(asked: str, *, cpu: bool) -> str:
     if asked != AUTO:
         return asked
     on_gpu = torch.cuda.is_available() and not cpu
-    return (
-        BFLOAT16 if (torch.cuda.is_bf16_supported(including_emulation=False) if on_gpu else cpu_has_bf16()) else FLOAT32
-    )
+    has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False) if on_gpu else cpu_has_bf16()
+    return BFLOAT16 if has_bf16 else FLOAT32
 
 
 def cpu_has_bf16() -> bool:
@@ -33,8 +32,8 @@ def cpu_has_bf16() -> bool:
 def suit_attention(model: PreTrainedModel, precision: str, device: str) -> None:
     """Takes plain matrix products for attention where PyTorch's fused kernel is the slower one.
 
-    On a CPU its backward pass takes three times as long in bfloat16 as in float32, and eats what the rest gains:
-    ``benchmarks/precision.py``.
+    On a CPU its backward pass is slower in bfloat16 than in float32 and eats most of what the rest gains;
+    ``benchmarks/precision.py`` measures how much.
     """
     if device == "cpu" and precision == BFLOAT16:
         model.set_attn_implementation("eager")

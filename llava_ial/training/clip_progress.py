@@ -137,7 +137,8 @@ def finish(run: ClipRun, num_steps: int) -> None:
     output, seconds = run.settings.output, time.monotonic() - run.started
     if distributed.is_main_process():
         images = num_steps * run.global_batch_size
-        write_json(output / "run.json", {"seconds": seconds, "images_per_second": images / seconds})
+        took = {"seconds": seconds, "images_per_second": images / seconds}
+        write_json(output / "run.json", {**took, "mixed_precision": run.accelerator.mixed_precision})
         write_clip_folder(run, output, step, clip=clip, memory=memory)
     if run.skipped:
         say(f"{len(run.skipped)} of {len(run.examples['train'])} photos could not be read; manifest.json names them")
