@@ -124,7 +124,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     mask = (torch.arange(given.tokens) < ADDRESS_TOKENS).long().expand(len(pixels), -1)
     batch = {
         "pixel_values": pixels, "address_input_ids": tokens, "address_attention_mask": mask, "address_row": each,
-        **vars(Truths(each, each, each, torch.rand(len(pixels), 2))),
+        **vars(Truths(each, each, each, torch.rand(len(pixels), 2), each)),
     }  # fmt: skip
     ends = []
     for _ in range(WARM_STEPS + given.steps):

@@ -157,7 +157,8 @@ def build_batch(
         inputs |= {f"{kind}_input_ids": ids, f"{kind}_attention_mask": torch.ones_like(ids)}
     address = torch.randint(0, different, (batch_size,), device=device)
     rows = {"address": address, "caption": torch.arange(batch_size, device=device)}
-    return inputs, rows, Truths(address, address, address, 5000 * torch.rand(batch_size, 2, device=device))
+    xy_m = 5000 * torch.rand(batch_size, 2, device=device)
+    return inputs, rows, Truths(address, address, address, xy_m, torch.arange(batch_size, device=device))
 
 
 def training_flops(name: str, batch_size: int) -> float:

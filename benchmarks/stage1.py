@@ -283,7 +283,7 @@ def loss_cost(config: BenchmarkConfig, own: bool) -> dict[str, float]:
     for _ in range(config.repeats + 1):
         started = time.perf_counter()
         everyone = {name: distributed.gather_with_gradient(f) for name, f in features.items()}
-        known = [distributed.gather_with_gradient(t) for t in (address_id, address_id, address_id, xy_m)]
+        known = [distributed.gather_with_gradient(t) for t in (address_id, address_id, address_id, xy_m, address_id)]
         rows = distributed.own_rows(address_id) if own else slice(None)
         losses = address_clip_losses(
             {**everyone, "logit_scale": torch.tensor(20.0)}, Truths(*known), weights=LossWeights(), rows=rows

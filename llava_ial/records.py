@@ -6,6 +6,7 @@ instead of bytes; ``datasets.load_dataset("parquet", ...)`` reads it without thi
 
 import dataclasses
 import functools
+import hashlib
 import os
 import secrets
 import types
@@ -50,6 +51,11 @@ class PhotoRecord:
     source: str
     given_split: str | None = None
     position_error_m: float | None = None
+
+    @property
+    def panorama(self) -> str:
+        """Name of what shares its place and moment: the photo's own where it is of no panorama."""
+        return self.panorama_id or self.image_id
 
 
 @dataclass(frozen=True)
@@ -167,6 +173,11 @@ class PredictionRecord:
     completion_tokens: int | None = None
     candidates: list[str] | None = None
     probabilities: list[float] | None = None
+
+
+def panorama_key(name: str) -> int:
+    """A number for a panorama: batches hold tensors, and the folder of a model shall name no photo."""
+    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)
 
 
 def arrow_type(annotation: Any) -> pa.DataType:

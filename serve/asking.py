@@ -52,7 +52,7 @@ def truths_of(samples: Sequence[Sample]) -> dict[str, Truth]:
     return {
         sample.photo.image_id: Truth(
             sample.address.address,
-            sample.photo.panorama_id or sample.photo.image_id,
+            sample.photo.panorama,
             sample.address.sub_street_id,
             GeoPoint(lat=sample.photo.lat, lon=sample.photo.lon),
         )

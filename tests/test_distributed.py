@@ -13,6 +13,7 @@ from torch import nn
 from llava_ial import distributed
 from llava_ial.errors import UserError
 from llava_ial.models.losses import POSITIVES, LossWeights, Truths, address_clip_losses
+from llava_ial.models.photo_loss import KnownPhotos
 
 ROOT = Path(__file__).resolve().parents[1]
 BATCH, WIDTH = 9, 6
@@ -44,13 +45,18 @@ def run_losses(rows: list[int], dtype: torch.dtype, positives: str, part: str) -
     model: nn.Module = TinyEncoders(dtype)
     photo, address, caption = (torch.randn(BATCH, 4, dtype=dtype)[rows] for _ in range(3))
     address_id, xy_m = torch.randint(0, 3, (BATCH,))[rows], (200 * torch.rand(BATCH, 2))[rows]
+    panorama = torch.arange(BATCH)[rows] // 2
+    earlier = KnownPhotos(
+        nn.functional.normalize(torch.randn(5, WIDTH, dtype=dtype), dim=-1), torch.arange(5) % 3, -1 - torch.arange(5)
+    )
     wrapped = nn.parallel.DistributedDataParallel(model) if distributed.world_size() > 1 else model
     features = wrapped(photo, address, caption)
     everyone = {name: distributed.gather_with_gradient(f) if f.ndim else f for name, f in features.items()}
-    known = [distributed.gather_with_gradient(t) for t in (address_id, address_id // 2, address_id * 0, xy_m)]
+    known = [distributed.gather_with_gradient(t) for t in (address_id, address_id // 2, address_id * 0, xy_m, panorama)]
     losses = address_clip_losses(
-        everyone, Truths(*known), weights=LossWeights(), positives=positives, rows=distributed.own_rows(address_id)
-    )
+        everyone, Truths(*known), weights=LossWeights(photo=0.5), positives=positives, earlier=earlier,
+        rows=distributed.own_rows(address_id),
+    )  # fmt: skip
     # A loss of photos alone leaves the text side without gradient, which the wrapper must be told: a zero of all.
     own = losses[part] + 0.0 * sum(f.sum() for f in features.values())
     (own * distributed.world_size()).backward()
@@ -58,7 +64,7 @@ def run_losses(rows: list[int], dtype: torch.dtype, positives: str, part: str) -
 
 
 def cases() -> list[tuple[torch.dtype, str, str]]:
-    parts = ("image_address_loss", "image_caption_loss", "image_geography_loss", "loss")
+    parts = ("image_address_loss", "image_caption_loss", "image_geography_loss", "image_photo_loss", "loss")
     dtypes = (torch.float64, torch.float32)
     return [(dtype, positives, part) for dtype in dtypes for positives in POSITIVES for part in parts]
 

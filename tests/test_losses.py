@@ -32,8 +32,8 @@ def world(batch: int = 7, width: int = 5, seed: int = 0, dtype: torch.dtype = to
 
 
 def truths(address_id: torch.Tensor, xy_m: torch.Tensor) -> Truths:
-    """Two addresses a street, all in one neighbourhood."""
-    return Truths(address_id, address_id // 2, torch.zeros_like(address_id), xy_m)
+    """Two addresses a street, all in one neighbourhood; two photos a panorama."""
+    return Truths(address_id, address_id // 2, torch.zeros_like(address_id), xy_m, torch.arange(len(address_id)) // 2)
 
 
 # The obvious reference: the paper's formulas as loops over rows and pairs.

@@ -21,7 +21,8 @@ from llava_ial.evaluation.retrieval import retrieval_metrics
 from llava_ial.evaluation.ways import EncodedCity, Way
 from llava_ial.inference import AddressPredictor
 from llava_ial.manifest import file_hash, read_manifest, write_json
-from llava_ial.models.photo_memory import MEMORY, PhotoMemory, address_scores, load_memory, panorama_key, save_memory
+from llava_ial.models.photo_memory import MEMORY, PhotoMemory, address_scores, load_memory, save_memory
+from llava_ial.records import panorama_key
 from llava_ial.training.llava_hints import HintPlan, build_hints
 from serve.evaluate import evaluate
 from serve.evaluate_settings import EvaluateConfig
@@ -144,7 +145,7 @@ def test_every_view_is_remembered_with_its_photos_address_and_panorama(tmp_path:
     memory = remember(dataset, photos, weight=1.0, sharpness=2.0)
     assert torch.equal(memory.features.reshape(3, 4, 6), features)
     assert memory.rows.tolist() == [1] * 4 + [0] * 4 + [2] * 4
-    keys = [panorama_key(samples[i].photo.panorama_id or samples[i].photo.image_id) for i in row.tolist()]
+    keys = [panorama_key(samples[i].photo.panorama) for i in row.tolist()]
     assert memory.panoramas.reshape(3, 4).tolist() == [[key] * 4 for key in keys]
 
 

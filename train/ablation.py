@@ -53,7 +53,7 @@ def main() -> None:
     with ablation.runs:
         results = ablation.run()
     samples = ablation.dataset.samples(settings.eval_split)
-    panoramas = {sample.photo.image_id: sample.photo.panorama_id or sample.photo.image_id for sample in samples}
+    panoramas = {sample.photo.image_id: sample.photo.panorama for sample in samples}
     write_text(settings.output / "tables.md", format_tables(results, panoramas))
     publish_manifest(settings.output, KIND, ablation.identity, parents={"data": ablation.dataset.identity})
     print((settings.output / "tables.md").read_text(encoding="utf-8"))

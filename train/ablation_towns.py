@@ -130,7 +130,7 @@ class Towns:
         result = TownResult(
             run.method, run.rate, town, retrieval_metrics(pieces, roads),
             dict(zip(photos, map(list, zip(pieces.tolist(), roads.tolist(), strict=True)), strict=True)),
-            {s.photo.image_id: s.photo.panorama_id or s.photo.image_id for s in samples}, cost,
+            {s.photo.image_id: s.photo.panorama for s in samples}, cost,
         )  # fmt: skip
         self._file(run, town).parent.mkdir(parents=True, exist_ok=True)
         write_json(self._file(run, town), asdict(result))

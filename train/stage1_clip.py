@@ -129,12 +129,12 @@ def train_step(run: ClipRun, batch: dict[str, Any], step: int) -> dict[str, floa
     inputs, world = model_inputs(tensors), distributed.world_size()
     # A process's loss is its part of the batch's; the wrapper takes the mean of gradients over processes, not the sum.
     if run.num_chunks == 1:
-        losses = batch_losses(run.parallel_model(**inputs), tensors, settings)
+        losses = batch_losses(run.parallel_model(**inputs), tensors, settings, run.queue)
         run.accelerator.backward(losses["loss"] * world)
     else:
         losses = cached_backward(
             run.parallel_model, split_inputs(inputs, run.num_chunks),
-            lambda features: batch_losses(features, tensors, settings),
+            lambda features: batch_losses(features, tensors, settings, run.queue),
             backward=run.accelerator.backward, no_sync=lambda: run.accelerator.no_sync(run.parallel_model),
             seed=lambda chunk: seed_step(settings.seed, step, distributed.rank(), chunk), scale=world,
         )  # fmt: skip

@@ -1,10 +1,10 @@
 """Batches for stage 1: a photo, its address, its caption followed by its address, and where it was taken.
 
 A batch is a dict of tensors, first dimension ``B``: ``pixel_values (3, H, W)``, ``xy_m (2)``, ``address_id ()``,
-``street_id ()``, ``neighbourhood_id ()``; and ``image_id``, a list, so that an error can name photos, and ``broken``,
-what could not be read and why. A city has fewer addresses than a batch has photos, so each text stands in a batch once:
-``address_input_ids`` and ``address_attention_mask (U, T)``, and ``address_row (B)``, the row of each photo's text;
-``caption_*``, ``street_*`` and ``neighbourhood_*`` likewise.
+``street_id ()``, ``neighbourhood_id ()``, ``panorama ()``; and ``image_id``, a list, so that an error can name photos,
+and ``broken``, what could not be read and why. A city has fewer addresses than a batch has photos, so each text stands
+in a batch once: ``address_input_ids`` and ``address_attention_mask (U, T)``, and ``address_row (B)``, the row of each
+photo's text; ``caption_*``, ``street_*`` and ``neighbourhood_*`` likewise.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,6 +25,7 @@ from llava_ial.data.pixels import PhotoPixels
 from llava_ial.data.views import ONE, views_of
 from llava_ial.errors import UserError
 from llava_ial.geo import GeoPoint, LocalFrame
+from llava_ial.records import panorama_key
 
 # A photo and a generator to draw from, to another photo.
 PhotoChange: TypeAlias = Callable[[Image.Image, torch.Generator], Image.Image]
@@ -48,6 +49,7 @@ class ClipExample:
     street_id: int = 0
     neighbourhood_text: str = ""
     neighbourhood_id: int = 0
+    panorama: int = 0
 
 
 def clip_examples(dataset: IALDataset, split: str) -> list[ClipExample]:
@@ -84,6 +86,7 @@ def clip_examples(dataset: IALDataset, split: str) -> list[ClipExample]:
                 street_id=streets[place.street_text],
                 neighbourhood_text=place.neighbourhood_text,
                 neighbourhood_id=neighbourhoods[place.neighbourhood_text],
+                panorama=panorama_key(sample.photo.panorama),
             )
         )
     return examples
@@ -204,6 +207,7 @@ class ClipCollator:
             "address_id": torch.tensor([example.address_id for example in examples]),
             "street_id": torch.tensor([example.street_id for example in examples]),
             "neighbourhood_id": torch.tensor([example.neighbourhood_id for example in examples]),
+            "panorama": torch.tensor([example.panorama for example in examples]),
             **{
                 name: tensor
                 for kind in self._text_kinds

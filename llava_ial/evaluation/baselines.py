@@ -79,7 +79,7 @@ class Baselines:
         similarity = asked.features[name] @ known.features[name].T  # (N, M)
         panorama_index: dict[str, int] = {}
         asked_panorama, known_panorama = (
-            torch.tensor([panorama_index.setdefault(_panorama(s), len(panorama_index)) for s in part.samples])
+            torch.tensor([panorama_index.setdefault(s.photo.panorama, len(panorama_index)) for s in part.samples])
             for part in (asked, known)
         )
         similarity[asked_panorama[:, None] == known_panorama[None, :]] = -torch.inf
@@ -106,7 +106,3 @@ class Baselines:
     def _encode(self, images: Sequence[Image.Image]) -> torch.Tensor:
         pixels = self._image_processor(list(images), return_tensors="pt")["pixel_values"]
         return self._clip.encode_images(pixels.to(self._clip.clip.device)).float().cpu()
-
-
-def _panorama(sample: Sample) -> str:
-    return sample.photo.panorama_id or sample.photo.image_id

@@ -14,7 +14,8 @@ from llava_ial.data.views import NUM_VIEWS, ONE, PARTS
 from llava_ial.distributed import is_main_process
 from llava_ial.evaluation.retrieval import street_ranks, sub_street_ranks
 from llava_ial.models.address_clip import AddressCLIP
-from llava_ial.models.photo_memory import PhotoMemory, address_scores, panorama_key
+from llava_ial.models.photo_memory import PhotoMemory, address_scores
+from llava_ial.records import panorama_key
 
 
 @dataclass(frozen=True)
@@ -101,7 +102,7 @@ def remember(dataset: IALDataset, photos: PhotoFeatures, *, weight: float, sharp
         weight, sharpness: As of ``PhotoMemory``.
     """
     samples = dataset.samples("train")
-    keys = [panorama_key(sample.photo.panorama_id or sample.photo.image_id) for sample in samples]
+    keys = [panorama_key(sample.photo.panorama) for sample in samples]
     panoramas = torch.tensor(keys, device=photos.row.device)[photos.row]
     num_views = photos.features[0, ..., 0].numel() if len(photos.features) else 1
     return PhotoMemory(

@@ -71,7 +71,7 @@ class Ranker:
         return [
             RankedPhoto(
                 sample.photo.image_id,
-                sample.photo.panorama_id or sample.photo.image_id,
+                sample.photo.panorama,
                 sample.address.sub_street_id,
                 sub_street[row],
                 street[row],

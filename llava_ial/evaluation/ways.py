@@ -178,7 +178,7 @@ def main() -> None:
     dataset = IALDataset(settings.data, settings.image_root)
     rows = clip_examples(dataset, settings.split)
     samples = dataset.samples(settings.split)
-    panoramas = [sample.photo.panorama_id or sample.photo.image_id for sample in samples]
+    panoramas = [sample.photo.panorama for sample in samples]
     city = EncodedCity(settings.model, dataset, device=settings.device, aspect=settings.aspect)
     ways = [Way(v, weight, settings.memory_sharpness) for weight in settings.memory_weights for v in settings.views]
     found = {way: city.ranks(settings.split, way) for way in ways}

@@ -13,6 +13,7 @@ has fewer addresses than a batch has photos, so several photos of a batch share 
     geo    shares that decay with the distance between the photos (SW-CLIP, arXiv 2604.04357)
 
 In the losses with streets and neighbourhoods, which most of a batch may share, every row of the same name is positive.
+The loss between photos is in ``photo_loss``.
 """
 
 from dataclasses import dataclass
@@ -20,23 +21,25 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import cross_entropy
 
+from llava_ial.models.photo_loss import WHOLE, KnownPhotos, image_photo_loss
+
 POSITIVES = ("paper", "multi", "geo")
 GEOGRAPHY_READINGS = ("stated", "printed")
 TEXT_KINDS = ("address", "caption", "street", "neighbourhood")
-WHOLE = slice(None)
 # Beyond this many sigma a photo is no positive at all: exp(-4.5) is about 1 %.
 _GEO_CUT_SIGMAS = 3.0
 
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Share of each loss; the paper's values, which has no losses with streets and neighbourhoods."""
+    """Share of each loss; the paper's values, which has no losses with streets, neighbourhoods and other photos."""
 
     address: float = 1.0
     caption: float = 0.2
     geography: float = 0.8
     street: float = 0.0
     neighbourhood: float = 0.0
+    photo: float = 0.0
 
     @property
     def text_kinds(self) -> tuple[str, ...]:
@@ -51,12 +54,14 @@ class Truths:
     Attributes:
         address_id: ``(B,)`` class of each row; the streets' and neighbourhoods' likewise.
         xy_m: ``(B, 2)`` metres from a local origin.
+        panorama: ``(B,)`` key of each photo's panorama.
     """
 
     address_id: torch.Tensor
     street_id: torch.Tensor
     neighbourhood_id: torch.Tensor
     xy_m: torch.Tensor
+    panorama: torch.Tensor
 
 
 def address_clip_losses(
@@ -67,6 +72,7 @@ def address_clip_losses(
     positives: str = "paper",
     sigma_m: float = 50.0,
     geography_reading: str = "stated",
+    earlier: KnownPhotos | None = None,
     rows: slice = WHOLE,
 ) -> dict[str, torch.Tensor]:
     """The losses that have a weight, under the names they are logged by; ``loss`` is the sum to minimise.
@@ -80,6 +86,7 @@ def address_clip_losses(
         positives: One of ``POSITIVES``.
         sigma_m: Decay of ``geo``, in metres.
         geography_reading: One of ``GEOGRAPHY_READINGS``.
+        earlier: Photos of earlier batches, for the loss between photos.
         rows: What this process accounts for. The values of all processes add up to those of the whole batch.
     """
     image, scale = features["image_features"], features["logit_scale"]
@@ -100,6 +107,10 @@ def address_clip_losses(
     if weights.geography:
         losses["image_geography_loss"] = image_geography_loss(image, truths.xy_m, geography_reading, rows)
         total = total + weights.geography * losses["image_geography_loss"]
+    if weights.photo:
+        photos = KnownPhotos(image, truths.address_id, truths.panorama)
+        losses["image_photo_loss"] = image_photo_loss(photos, scale, earlier, rows)
+        total = total + weights.photo * losses["image_photo_loss"]
     return {**losses, "loss": total}
 
 

@@ -12,7 +12,6 @@ Where a photo's views are kept apart, each of them is remembered, and each view 
 of its own; the photo's are their mean.
 """
 
-import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -33,7 +32,7 @@ class PhotoMemory:
     Attributes:
         features: ``(M, D)`` of length one, of photos or of their views.
         rows: ``(M,)`` row of each photo's address in the gallery.
-        panoramas: ``(M,)`` key of each photo's panorama, see ``panorama_key``.
+        panoramas: ``(M,)`` key of each photo's panorama, see ``llava_ial.records.panorama_key``.
         weight: ``w`` of the module's docstring.
         sharpness: ``b``.
     """
@@ -98,11 +97,6 @@ def address_scores(
         return address_scores(features.flatten(0, 1), texts, memory, own).reshape(num_photos, num_views, -1).mean(dim=1)
     cosines = features @ texts.T
     return memory.blend(features, cosines, own_panoramas) if memory else cosines
-
-
-def panorama_key(name: str) -> int:
-    """A number for a panorama, so that a folder of a model names no photo."""
-    return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)
 
 
 def save_memory(folder: Path, memory: PhotoMemory) -> Path:

@@ -65,6 +65,8 @@ def _load_checkpoint(run: ClipRun, folder: Path) -> int:
         run.restored = state["optimizer"]
     else:
         run.optimizer.load_state_dict(state["optimizer"])
+    if run.queue:
+        run.queue.load(state["queue"], run.accelerator.device)
     run.skipped, run.best = dict(state["skipped"]), dict(state["best"])
     return int(state["step"])
 
@@ -111,6 +113,7 @@ def save_checkpoint(run: ClipRun, step: int) -> None:
                 temporary, optimizer, step, skipped=run.skipped, best=run.best, is_sharded=run.whole is not None,
                 weights=run.trained_model().clip.state_dict() if differs else None,
                 average=run.average.model.clip.state_dict() if run.average else None,
+                queue=run.queue.state() if run.queue else None,
             )  # fmt: skip
             write_clip_folder(run, temporary, step, lies_in=folder)
         remove_old_checkpoints(run.settings.output, run.settings.keep_checkpoints)

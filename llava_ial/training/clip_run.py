@@ -24,6 +24,7 @@ from llava_ial.models.clip_parts import tune_tower
 from llava_ial.models.half_precision import suit_attention
 from llava_ial.models.identity import hash_tensors
 from llava_ial.models.patch_dropout import drop_patches
+from llava_ial.models.photo_loss import PhotoQueue
 from llava_ial.models.text_spread import spread_texts
 from llava_ial.training.clip_settings import ClipSettings
 from llava_ial.training.optim import build_optimizer, rate_factor
@@ -50,6 +51,7 @@ class ClipRun:
     global_batch_size: int
     num_chunks: int  # parts in which a process encodes its photos of a step
     average: WeightAverage[AddressCLIP] | None = None
+    queue: PhotoQueue | None = None  # of earlier photos, for the loss between photos
     whole: AddressCLIP | None = None  # where FSDP spreads the model: a copy in one piece, as of the last gathering
     parallel_model: Any = None  # the model under the wrapper that averages gradients over processes
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
@@ -112,6 +114,7 @@ def build_run(settings: ClipSettings, accelerator: Accelerator) -> ClipRun:
         examples=examples,
         model=model,
         average=WeightAverage(model, settings.ema_decay) if settings.ema_decay else None,
+        queue=PhotoQueue(settings.photo_queue) if settings.photo_weight else None,
         whole=whole,
         tokenizer=tokenizer,
         image_processor=image_processor,

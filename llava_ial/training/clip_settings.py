@@ -17,7 +17,8 @@ from llava_ial.training.optim import RateFactors
 PAPER: dict[str, Any] = {
     "num_epochs": 100, "batch_size": 256, "learning_rate": 2.4e-5, "final_learning_rate": 2.4e-8, "weight_decay": 0.0,
     "warmup_steps": 0, "address_weight": 1.0, "caption_weight": 0.2, "geography_weight": 0.8, "street_weight": 0.0,
-    "neighbourhood_weight": 0.0, "positives": "paper", "geography_reading": "stated", "max_per_address": 0,
+    "neighbourhood_weight": 0.0, "photo_weight": 0.0, "positives": "paper", "geography_reading": "stated",
+    "max_per_address": 0,
     "image_rate_factor": 1.0, "text_rate_factor": 1.0, "layer_decay": 1.0, "image_tower": TUNED, "text_tower": TUNED,
     "ema_decay": 0.0, "views": ONE, "memory_weight": 0.0,
 }  # fmt: skip
@@ -95,6 +96,14 @@ class ClipSettings:
     street_weight: float = field(default=0.0, metadata={"help": "share of image_street_loss, with texts of streets"})
     neighbourhood_weight: float = field(
         default=0.0, metadata={"help": "share of image_neighbourhood_loss, with texts of neighbourhoods"}
+    )
+    photo_weight: float = field(
+        default=0.0,
+        metadata={"help": "share of image_photo_loss, with photos of the same address from other panoramas"},
+    )
+    photo_queue: int = field(
+        default=16384,
+        metadata={"help": "photos of earlier steps that image_photo_loss compares with, beside those of the batch"},
     )
     positives: str = field(
         default="paper",
@@ -178,7 +187,7 @@ class ClipSettings:
         """Shares of the losses."""
         return LossWeights(
             self.address_weight, self.caption_weight, self.geography_weight, self.street_weight,
-            self.neighbourhood_weight,
+            self.neighbourhood_weight, self.photo_weight,
         )  # fmt: skip
 
     @property
@@ -219,7 +228,7 @@ class ClipSettings:
         not_negative = (
             "final_learning_rate", "warmup_steps", "weight_decay", "address_weight", "caption_weight",
             "geography_weight", "street_weight", "neighbourhood_weight", "chunk_size", "eval_every", "checkpoint_every",
-            "num_workers", "photos_in_memory", "max_per_address", "memory_weight",
+            "num_workers", "photos_in_memory", "max_per_address", "memory_weight", "photo_weight", "photo_queue",
         )  # fmt: skip
         for name in not_negative:
             _require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")

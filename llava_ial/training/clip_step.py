@@ -8,6 +8,7 @@ import torch
 
 from llava_ial import distributed
 from llava_ial.models.losses import Truths, address_clip_losses
+from llava_ial.models.photo_loss import KnownPhotos, PhotoQueue
 from llava_ial.training.clip_settings import ClipSettings
 
 # Behind these names stand the tensors that the model takes; the rest of a batch says what is true of it.
@@ -27,7 +28,10 @@ def model_inputs(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]
 
 
 def batch_losses(
-    features: Mapping[str, torch.Tensor], tensors: Mapping[str, torch.Tensor], settings: ClipSettings
+    features: Mapping[str, torch.Tensor],
+    tensors: Mapping[str, torch.Tensor],
+    settings: ClipSettings,
+    queue: PhotoQueue | None = None,
 ) -> dict[str, torch.Tensor]:
     """This process's part of each loss of the batch of all processes; the parts add up to the loss.
 
@@ -37,17 +41,22 @@ def batch_losses(
         features: Of ``AddressCLIP``: photos, and every different text once.
         tensors: Of the batch.
         settings: Weights and choices.
+        queue: Photos of earlier batches; this one is added.
     """
     own = {"image_features": features["image_features"]}
     for kind in settings.loss_weights.text_kinds:
         own[f"{kind}_features"] = features[f"{kind}_features"][tensors[f"{kind}_row"]]
     everyone = {name: distributed.gather_with_gradient(rows) for name, rows in own.items()}
     truths = Truths(**{f.name: distributed.gather_with_gradient(tensors[f.name]) for f in fields(Truths)})
-    return address_clip_losses(
+    losses = address_clip_losses(
         {**everyone, "logit_scale": features["logit_scale"]}, truths,
         weights=settings.loss_weights, positives=settings.positives, sigma_m=settings.sigma_m,
-        geography_reading=settings.geography_reading, rows=distributed.own_rows(tensors["address_id"]),
+        geography_reading=settings.geography_reading, earlier=queue.photos() if queue else None,
+        rows=distributed.own_rows(tensors["address_id"]),
     )  # fmt: skip
+    if queue:
+        queue.add(KnownPhotos(everyone["image_features"].float(), truths.address_id, truths.panorama))
+    return losses
 
 
 def losses_of_everyone(losses: Mapping[str, torch.Tensor]) -> dict[str, float]:

@@ -21,8 +21,7 @@ from llava_ial.data.dataset import IALDataset
 from llava_ial.errors import UserError
 from llava_ial.hints import HintSettings, hinted_name
 from llava_ial.locating import Locator
-from llava_ial.models.photo_memory import panorama_key
-from llava_ial.records import ConversationRecord
+from llava_ial.records import ConversationRecord, panorama_key
 
 _MOST_NOISE = 3.0
 # As many photos say well enough how often the encoder is right.
@@ -133,7 +132,7 @@ class _Witness:
     def __init__(self, locator: Locator, dataset: IALDataset) -> None:
         self._locator = locator
         samples = dataset.samples("train")
-        self._panorama_of = {s.photo.image_id: s.photo.panorama_id or s.photo.image_id for s in samples}
+        self._panorama_of = {s.photo.image_id: s.photo.panorama for s in samples}
 
     def scores(self, features: torch.Tensor, names: Sequence[str]) -> torch.Tensor:
         """``(N, C)`` on the CPU, of the features of the photos named."""

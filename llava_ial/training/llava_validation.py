@@ -76,7 +76,7 @@ def build_validation(
     records = [record for record in dataset.conversations(split) if record.image_id in chosen]
     place = {record.image_id: row for row, record in reversed(list(enumerate(records)))}
     truths = {
-        sample.photo.image_id: Truth(sample.address.address, sample.photo.panorama_id or sample.photo.image_id)
+        sample.photo.image_id: Truth(sample.address.address, sample.photo.panorama)
         for sample in dataset.samples(split)
         if sample.photo.image_id in chosen
     }
