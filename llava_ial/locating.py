@@ -21,13 +21,22 @@ from llava_ial.manifest import file_hash, read_manifest
 from llava_ial.models.address_clip import AddressCLIP
 from llava_ial.models.llava import ADDRESS_CLIP_KIND, load_address_encoder
 from llava_ial.models.photo_memory import MEMORY, PhotoMemory, address_scores, load_memory
-from llava_ial.records import GalleryRecord, read_records
+from llava_ial.records import GalleryRecord, name_key, read_records
 
 Photo = Path | Image.Image
 # A row of similarities to all photos kept is held for each.
 _PHOTOS_AT_A_TIME = 64
 # On a CPU more at a time leave its caches, and take twice as long each.
 _VIEWS_AT_A_TIME = 64
+
+
+@dataclass(frozen=True)
+class Way:
+    """How photos are located; the attributes are options of ``train/stage1_clip.py``."""
+
+    views: str = ONE
+    memory_weight: float = 0.0
+    memory_sharpness: float = 2.0
 
 
 @dataclass(frozen=True)
@@ -164,6 +173,12 @@ class Locator:
         return torch.cat([address_scores(part, texts, memory, own) for part, own in parts])
 
     @property
+    def way(self) -> Way:
+        """How it locates, in terms that hold for any encoder."""
+        views, memory = self._encoder.views, self._encoder.memory
+        return Way(views, memory.weight, memory.sharpness / self.logit_scale) if memory else Way(views)
+
+    @property
     def gallery_embeddings(self) -> torch.Tensor:
         """``(C, D)`` of the gallery's addresses, length one."""
         return self._encoder.gallery_embeddings
@@ -190,6 +205,15 @@ class Locator:
             pixels = pixels.reshape(-1, num_views, *pixels.shape[1:])
             features.append(encoder.model.encode_views(pixels, apart=encoder.views == PARTS).float())
         return torch.cat(features)
+
+    def remembered_features(self, names: Sequence[str]) -> torch.Tensor | None:
+        """As of ``photo_features``, of photos by their ``image_id``, without a look at them.
+
+        None if the folder does not remember them all: it remembers training photos, rounded to 16 bits.
+        """
+        memory = self._encoder.memory
+        found = memory.features_of([name_key(name) for name in names]) if memory else None
+        return found if found is None or self._encoder.views == PARTS else found[:, 0]
 
     @torch.no_grad()
     def text_cosines(self, texts: Sequence[str]) -> torch.Tensor:

@@ -175,8 +175,8 @@ class PredictionRecord:
     probabilities: list[float] | None = None
 
 
-def panorama_key(name: str) -> int:
-    """A number for a panorama: batches hold tensors, and the folder of a model shall name no photo."""
+def name_key(name: str) -> int:
+    """A number for a photo or panorama: batches hold tensors, and the folder of a model shall name no photo."""
     return int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big", signed=True)
 
 

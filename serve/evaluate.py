@@ -103,9 +103,11 @@ def evaluate(config: EvaluateConfig, backend: Backend | None = None) -> dict[str
     with contextlib.ExitStack() as held:
         state = run_on_main_process(claim)
         if state is not FolderState.COMPLETE:
-            _measure(config, results, backend or open_backend(config), questions, given, elsewhere)
+            backend = backend or open_backend(config)
+            _measure(config, results, backend, questions, given, elsewhere)
             if baselines and is_main_process():
-                results.add_baselines(baselines.rank(samples))
+                way = backend.locator.way if backend.locator else None
+                results.add_baselines(baselines.rank(samples, way))
         return run_on_main_process(finish)
 
 

@@ -14,7 +14,7 @@ import torch
 from llava_ial.config import parse_config
 from llava_ial.errors import UserError
 from llava_ial.evaluation.statistics import paired_difference
-from llava_ial.evaluation.ways import Way
+from llava_ial.locating import Way
 from llava_ial.manifest import read_manifest
 from llava_ial.training.clip_settings import ClipSettings
 from tests.tiny_world import TinyWorld, build_tiny_base_clip, build_tiny_dataset

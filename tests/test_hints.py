@@ -95,6 +95,9 @@ class KnowsItsPhotos:
     def photo_features(self, photos: list[Path]) -> torch.Tensor:
         return torch.stack([self._feature[photo] for photo in photos])
 
+    def remembered_features(self, names: list[str]) -> None:
+        """It remembers none."""
+
     def scores(self, features: torch.Tensor, own_panoramas: torch.Tensor) -> torch.Tensor:
         return features @ self.gallery_embeddings.T
 

@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,13 +17,16 @@ from llava_ial.data.dataset import IALDataset
 from llava_ial.data.images import load_photo
 from llava_ial.data.views import NUM_VIEWS, PART, views_of
 from llava_ial.errors import UserError
+from llava_ial.evaluation import baselines
 from llava_ial.evaluation.locate import PhotoFeatures, remember
+from llava_ial.evaluation.ranking import Ranker
 from llava_ial.evaluation.retrieval import retrieval_metrics
-from llava_ial.evaluation.ways import EncodedCity, Way
+from llava_ial.evaluation.ways import EncodedCity
 from llava_ial.inference import AddressPredictor
+from llava_ial.locating import Way
 from llava_ial.manifest import file_hash, read_manifest, write_json
 from llava_ial.models.photo_memory import MEMORY, PhotoMemory, address_scores, load_memory, save_memory
-from llava_ial.records import panorama_key
+from llava_ial.records import name_key
 from llava_ial.training.llava_hints import HintPlan, build_hints
 from serve.evaluate import evaluate
 from serve.evaluate_settings import EvaluateConfig
@@ -50,7 +54,8 @@ def random_memory(seed: int, num_photos: int, num_addresses: int) -> tuple[Photo
     panoramas = torch.randint(3, (num_photos,), generator=draw)
     asked = normalize(torch.randn(4, 5, generator=draw, dtype=torch.float64), dim=1)
     texts = normalize(torch.randn(num_addresses, 5, generator=draw, dtype=torch.float64), dim=1)
-    return PhotoMemory(features, rows, panoramas, weight=1.5, sharpness=7.0), asked, texts
+    photos = torch.arange(num_photos)
+    return PhotoMemory(features, rows, panoramas, photos, weight=1.5, sharpness=7.0), asked, texts
 
 
 @given(st.integers(0, 1000), st.integers(1, 12), st.integers(1, 6), st.booleans())
@@ -75,7 +80,7 @@ def test_scores_are_those_of_the_formula(seed: int, num_photos: int, num_address
 
 def test_a_sharp_memory_does_not_overflow() -> None:
     memory, asked, texts = random_memory(0, 12, 3)
-    sharp = PhotoMemory(memory.features.float(), memory.rows, memory.panoramas, 1.0, 1000.0)
+    sharp = replace(memory, features=memory.features.float(), weight=1.0, sharpness=1000.0)
     scores = sharp.blend(asked.float(), (asked @ texts.T).float())
     assert bool(torch.isfinite(scores).all())
     assert float(scores.abs().max()) <= 1.0
@@ -88,7 +93,8 @@ def test_a_memory_comes_back_from_its_file(tmp_path: Path) -> None:
     torch.testing.assert_close(back.features, memory.features.float(), atol=1e-3, rtol=0)
     assert torch.equal(back.rows, memory.rows)
     assert torch.equal(back.panoramas, memory.panoramas)
-    assert panorama_key("a") == panorama_key("a") != panorama_key("b")
+    assert torch.equal(back.photos, memory.photos)
+    assert name_key("a") == name_key("a") != name_key("b")
 
 
 @pytest.mark.parametrize("size", [(200, 100), (100, 200), (100, 100), (1, 1)])
@@ -145,8 +151,12 @@ def test_every_view_is_remembered_with_its_photos_address_and_panorama(tmp_path:
     memory = remember(dataset, photos, weight=1.0, sharpness=2.0)
     assert torch.equal(memory.features.reshape(3, 4, 6), features)
     assert memory.rows.tolist() == [1] * 4 + [0] * 4 + [2] * 4
-    keys = [panorama_key(samples[i].photo.panorama) for i in row.tolist()]
+    keys = [name_key(samples[i].photo.panorama) for i in row.tolist()]
     assert memory.panoramas.reshape(3, 4).tolist() == [[key] * 4 for key in keys]
+    named = [name_key(samples[i].photo.image_id) for i in row.tolist()]
+    assert memory.photos.reshape(3, 4).tolist() == [[key] * 4 for key in named]
+    assert torch.equal(memory.features_of(named[::-1]), features.flip(0))
+    assert memory.features_of([named[0], name_key(samples[1].photo.image_id)]) is None
 
 
 @pytest.fixture(scope="module")
@@ -191,6 +201,45 @@ def test_parts_give_hints_as_unreliable_as_inferences(by_parts: tuple[Path, Path
     name, hint = next(iter(hints.own.items()))
     file = dataset.image_file(samples[name].photo.image_path)
     assert locator.hints_of(locator.cosines([file]), hints.settings) == [hint]
+
+
+@pytest.mark.parametrize("folder", ["by_parts", "remembering"])
+def test_what_is_remembered_of_a_photo_needs_no_look_at_it(folder: str, request, monkeypatch) -> None:
+    out, data = request.getfixturevalue(folder)
+    locator, dataset = AddressPredictor.from_pretrained(out), IALDataset(data)
+    plan, samples = HintPlan(2, 0.0, 0.0, keeps_misses=True, seed=0), dataset.samples("train")
+    found = locator.remembered_features([sample.photo.image_id for sample in samples[::-1]])
+    files = [dataset.image_file(sample.photo.image_path) for sample in samples]
+    torch.testing.assert_close(found, locator.photo_features(files).flip(0), atol=2e-3, rtol=0)
+    assert locator.remembered_features([dataset.samples("val")[0].photo.image_id]) is None
+    seen: list[Path] = []
+    look = locator.photo_features
+    monkeypatch.setattr(locator, "photo_features", lambda asked: seen.extend(asked) or look(asked))
+    hints = build_hints(locator, dataset, plan, "val")
+    assert {path.parent.name for path in seen} == {"val"}
+    # A folder of an older version does not know whose features they are.
+    memory = locator._encoder.memory
+    locator._encoder = replace(locator._encoder, memory=replace(memory, photos=torch.zeros(0, dtype=torch.int64)))
+    again = build_hints(locator, dataset, plan, "val")
+    assert {path.parent.name for path in seen} == {"train", "val"}
+    assert hints.own == again.own
+
+
+@pytest.mark.parametrize("folder", ["by_parts", "remembering"])
+def test_the_baseline_that_locates_alike_is_the_locator_with_other_weights(folder: str, request, monkeypatch) -> None:
+    out, data = request.getfixturevalue(folder)
+    monkeypatch.setattr(baselines, "choose_precision", lambda asked, *, cpu: "no")
+    locator, dataset = AddressPredictor.from_pretrained(out), IALDataset(data)
+    samples = dataset.samples("val")
+    own = baselines.Baselines(dataset, str(out), device="cpu").rank(samples, locator.way)[baselines.ALIKE]
+    files = [dataset.image_file(sample.photo.image_path) for sample in samples]
+    expected = Ranker(dataset).rank(samples, locator.cosines(files))
+    for mine, its in zip(own, expected, strict=True):
+        assert mine.sub_street_rank == its.sub_street_rank
+        assert mine.top_scores == pytest.approx(its.top_scores, abs=2e-3)
+    untrained = baselines.Baselines(dataset, str(data.parent / "base"), device="cpu").rank(samples, locator.way)
+    assert [photo.true_score for photo in untrained[baselines.ALIKE]] != [photo.true_score for photo in own]
+    assert baselines.ALIKE not in baselines.Baselines(dataset, str(out), device="cpu").rank(samples, Way("3"))
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,9 @@ from llava_ial.data.views import views_of
 from llava_ial.errors import UserError
 from llava_ial.evaluation import ways
 from llava_ial.evaluation.retrieval import retrieval_metrics
-from llava_ial.evaluation.ways import EncodedCity, Way, WaysSettings, cut_to, format_ways
+from llava_ial.evaluation.ways import EncodedCity, WaysSettings, cut_to, format_ways
 from llava_ial.inference import AddressPredictor
+from llava_ial.locating import Way
 from tests.test_photo_memory import start_stage1
 
 

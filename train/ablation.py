@@ -26,7 +26,8 @@ from llava_ial.data.clip import clip_examples
 from llava_ial.data.dataset import IALDataset
 from llava_ial.errors import run_command
 from llava_ial.evaluation.retrieval import retrieval_metrics
-from llava_ial.evaluation.ways import EncodedCity, Way
+from llava_ial.evaluation.ways import EncodedCity
+from llava_ial.locating import Way
 from llava_ial.manifest import FolderState, claim_folder, publish_manifest, write_json, write_text
 from llava_ial.models.address_clip import load_dual_encoder
 from llava_ial.models.identity import hash_tensors

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from llava_ial.errors import UserError
-from llava_ial.evaluation.ways import Way
+from llava_ial.locating import Way
 from llava_ial.splits import SPLIT_NAMES
 from llava_ial.training.clip_settings import ClipSettings
 from train.ablation_settings import slug

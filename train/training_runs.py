@@ -17,7 +17,7 @@ from typing import Any
 from llava_ial.config import parse_config, save_config
 from llava_ial.data.views import ONE
 from llava_ial.errors import UserError
-from llava_ial.evaluation.ways import Way
+from llava_ial.locating import Way
 from llava_ial.manifest import MANIFEST, write_json
 from llava_ial.training.clip_settings import ClipSettings
 from train.prompt_tuning import PromptSettings

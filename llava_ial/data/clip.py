@@ -25,7 +25,7 @@ from llava_ial.data.pixels import PhotoPixels
 from llava_ial.data.views import ONE, views_of
 from llava_ial.errors import UserError
 from llava_ial.geo import GeoPoint, LocalFrame
-from llava_ial.records import panorama_key
+from llava_ial.records import name_key
 
 # A photo and a generator to draw from, to another photo.
 PhotoChange: TypeAlias = Callable[[Image.Image, torch.Generator], Image.Image]
@@ -86,7 +86,7 @@ def clip_examples(dataset: IALDataset, split: str) -> list[ClipExample]:
                 street_id=streets[place.street_text],
                 neighbourhood_text=place.neighbourhood_text,
                 neighbourhood_id=neighbourhoods[place.neighbourhood_text],
-                panorama=panorama_key(sample.photo.panorama),
+                panorama=name_key(sample.photo.panorama),
             )
         )
     return examples

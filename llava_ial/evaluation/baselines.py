@@ -4,6 +4,8 @@
     1-NN pixels            the address of the training photo with the most similar 16 x 16 thumbnail
     1-NN histogram         the one with the most similar colours
     1-NN untuned features  the one that the untuned CLIP finds most similar
+    untuned, located alike the untuned CLIP with the views and the memory of photos of the model that is measured: what
+                           the model has more was learnt
 
 A nearest neighbour scores an address by its most similar training photo, so it ranks all addresses that have one.
 Photos of the same panorama are never a photo's neighbours: they would show the same place at the same moment.
@@ -19,12 +21,19 @@ from tqdm import tqdm
 from transformers import AutoImageProcessor, AutoTokenizer
 
 from llava_ial.data.dataset import IALDataset, Sample
+from llava_ial.data.images import load_photo
+from llava_ial.data.views import NUM_VIEWS, PARTS, views_of
 from llava_ial.evaluation.appearance import histogram_features, pixel_features
 from llava_ial.evaluation.ranking import RankedPhoto, Ranker, read_photo
+from llava_ial.locating import Way
 from llava_ial.models.address_clip import AddressCLIP, load_dual_encoder
+from llava_ial.models.half_precision import AUTO, BFLOAT16, choose_precision, suit_attention
+from llava_ial.models.photo_memory import PhotoMemory, address_scores
+from llava_ial.records import name_key
 
 ZERO_SHOT = "zero-shot"
 PIXELS, HISTOGRAM, FEATURES = "1-NN pixels", "1-NN histogram", "1-NN untuned features"
+ALIKE = "untuned, located alike"
 _ROWS_AT_A_TIME = 256
 _PHOTOS_AT_A_TIME = 32
 
@@ -52,15 +61,28 @@ class Baselines:
     def __init__(self, dataset: IALDataset, base: str, *, device: str) -> None:
         self._dataset = dataset
         self._clip = AddressCLIP(load_dual_encoder(base)).to(device).eval()
+        precision = choose_precision(AUTO, cpu=torch.device(device).type == "cpu")
+        suit_attention(self._clip.clip, precision, torch.device(device).type)
+        self._is_half = precision == BFLOAT16
         self._tokenizer = AutoTokenizer.from_pretrained(base)
         self._image_processor = AutoImageProcessor.from_pretrained(base, backend="pil")
 
-    def rank(self, samples: Sequence[Sample]) -> dict[str, list[RankedPhoto]]:
-        """The places of photos by each baseline."""
+    def rank(self, samples: Sequence[Sample], way: Way | None = None) -> dict[str, list[RankedPhoto]]:
+        """The places of photos by each baseline.
+
+        Args:
+            samples: The photos.
+            way: How the measured model locates; None or without a memory of photos: ``ALIKE`` is left out.
+        """
         gallery = self._clip.embed_texts([record.verbose for record in self._dataset.gallery], self._tokenizer)
         asked = self._describe(samples, "baselines: photos")
         known = self._describe(self._dataset.samples("train"), "baselines: training photos")
         ranker = Ranker(self._dataset)
+        if way and way.memory_weight:
+            scores = self._scores_alike(asked.samples, known.samples, gallery, way)
+            alike = {ALIKE: ranker.rank(asked.samples, scores)}
+        else:
+            alike = {}
         ranked: dict[str, list[RankedPhoto]] = {
             ZERO_SHOT: ranker.rank(asked.samples, asked.features[FEATURES] @ gallery.cpu().T)
         }
@@ -70,12 +92,52 @@ class Baselines:
                 rows = slice(start, start + _ROWS_AT_A_TIME)
                 part = _Photos(asked.samples[rows], {name: asked.features[name][rows]})
                 ranked[name] += ranker.rank(part.samples, self._neighbour_scores(part, known, name))
-        return ranked
+        return ranked | alike
+
+    def _scores_alike(
+        self, asked: Sequence[Sample], known: Sequence[Sample], gallery: torch.Tensor, way: Way
+    ) -> torch.Tensor:
+        """Scores ``(N, C)`` of readable photos, located as the measured model locates."""
+        classes = self._classes(known)
+        features = self._look(known, way.views, "baselines: training photos' views")
+        num_views = features.shape[1] if features.ndim == 3 else 1
+        panoramas, photos = (
+            torch.tensor([name_key(name) for name in names]).repeat_interleave(num_views)
+            for names in ([s.photo.panorama for s in known], [s.photo.image_id for s in known])
+        )
+        memory = PhotoMemory(
+            features.flatten(0, -2), classes.repeat_interleave(num_views), panoramas, photos, way.memory_weight,
+            way.memory_sharpness * self._clip.logit_scale,
+        )  # fmt: skip
+        own = torch.tensor([name_key(sample.photo.panorama) for sample in asked])
+        views, texts = self._look(asked, way.views, "baselines: photos' views"), gallery.cpu()
+        starts = range(0, len(asked), _PHOTOS_AT_A_TIME)
+        parts = [slice(start, start + _PHOTOS_AT_A_TIME) for start in starts]
+        return torch.cat([address_scores(views[part], texts, memory, own[part]) for part in parts])
+
+    @torch.no_grad()
+    def _look(self, samples: Sequence[Sample], views: str, title: str) -> torch.Tensor:
+        """``(N, D)`` of readable photos; ``(N, V, D)`` where views are kept apart. At 16 bits where that is faster."""
+        device, count = self._clip.clip.device, NUM_VIEWS[views]
+        rows = []
+        step = max(1, 2 * _PHOTOS_AT_A_TIME // count)  # views at a time that stay in a CPU's caches
+        for start in tqdm(range(0, len(samples), step), desc=title, unit=" batches"):
+            files = [self._dataset.image_file(sample.photo.image_path) for sample in samples[start : start + step]]
+            seen = [view for file in files for view in views_of(load_photo(file), views)]
+            pixels = self._image_processor(seen, return_tensors="pt")["pixel_values"].to(device)
+            pixels = pixels.reshape(-1, count, *pixels.shape[1:])
+            with torch.autocast(device.type, torch.bfloat16, enabled=self._is_half):
+                rows.append(self._clip.encode_views(pixels, apart=views == PARTS).float().cpu())
+        return torch.cat(rows)
+
+    def _classes(self, samples: Sequence[Sample]) -> torch.Tensor:
+        """Row of each photo's address in the gallery, ``(N,)``."""
+        class_of = {record.sub_street_id: i for i, record in enumerate(self._dataset.gallery)}
+        return torch.tensor([class_of[sample.address.sub_street_id] for sample in samples])
 
     def _neighbour_scores(self, asked: _Photos, known: _Photos, name: str) -> torch.Tensor:
         """Similarity of the nearest training photo at each address, ``(N, C)``; minus infinity where there is none."""
-        class_of = {record.sub_street_id: i for i, record in enumerate(self._dataset.gallery)}
-        classes = torch.tensor([class_of[sample.address.sub_street_id] for sample in known.samples])
+        classes = self._classes(known.samples)
         similarity = asked.features[name] @ known.features[name].T  # (N, M)
         panorama_index: dict[str, int] = {}
         asked_panorama, known_panorama = (
@@ -83,7 +145,7 @@ class Baselines:
             for part in (asked, known)
         )
         similarity[asked_panorama[:, None] == known_panorama[None, :]] = -torch.inf
-        scores = torch.full((len(asked.samples), len(class_of)), -torch.inf)
+        scores = torch.full((len(asked.samples), len(self._dataset.gallery)), -torch.inf)
         return scores.scatter_reduce(1, classes.expand_as(similarity), similarity, "amax")
 
     @torch.no_grad()

@@ -15,7 +15,7 @@ from llava_ial.distributed import is_main_process
 from llava_ial.evaluation.retrieval import street_ranks, sub_street_ranks
 from llava_ial.models.address_clip import AddressCLIP
 from llava_ial.models.photo_memory import PhotoMemory, address_scores
-from llava_ial.records import panorama_key
+from llava_ial.records import name_key
 
 
 @dataclass(frozen=True)
@@ -101,13 +101,16 @@ def remember(dataset: IALDataset, photos: PhotoFeatures, *, weight: float, sharp
         photos: Of that split.
         weight, sharpness: As of ``PhotoMemory``.
     """
-    samples = dataset.samples("train")
-    keys = [panorama_key(sample.photo.panorama) for sample in samples]
-    panoramas = torch.tensor(keys, device=photos.row.device)[photos.row]
+    records = [sample.photo for sample in dataset.samples("train")]
     num_views = photos.features[0, ..., 0].numel() if len(photos.features) else 1
+
+    def keys(names: Sequence[str]) -> torch.Tensor:
+        all_keys = torch.tensor([name_key(name) for name in names], device=photos.row.device)
+        return all_keys[photos.row].repeat_interleave(num_views)
+
     return PhotoMemory(
         photos.features.flatten(0, -2), photos.address_id.repeat_interleave(num_views),
-        panoramas.repeat_interleave(num_views), weight, sharpness,
+        keys([record.panorama for record in records]), keys([record.image_id for record in records]), weight, sharpness,
     )  # fmt: skip
 
 

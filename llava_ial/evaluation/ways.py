@@ -27,6 +27,7 @@ from llava_ial.errors import UserError, run_command
 from llava_ial.evaluation.locate import PhotoFeatures, address_ranks, encode_photos, remember
 from llava_ial.evaluation.retrieval import retrieval_metrics, street_classes, street_ranks, sub_street_ranks
 from llava_ial.evaluation.statistics import paired_difference
+from llava_ial.locating import Way
 from llava_ial.manifest import write_json
 from llava_ial.models.address_clip import AddressCLIP, load_dual_encoder
 from llava_ial.models.half_precision import BFLOAT16, FLOAT32, choose_precision, suit_attention
@@ -69,15 +70,6 @@ class WaysSettings:
             raise UserError(f"--split {self.split}: allowed: {', '.join(SPLIT_NAMES)}")
         if min([*self.memory_weights, self.aspect]) < 0 or self.memory_sharpness <= 0:
             raise UserError("--memory_weights, --aspect: allowed: at least 0; --memory_sharpness: above 0")
-
-
-@dataclass(frozen=True)
-class Way:
-    """How photos are located; the attributes are options of ``train/stage1_clip.py``."""
-
-    views: str = ONE
-    memory_weight: float = 0.0
-    memory_sharpness: float = 2.0
 
 
 class EncodedCity:

@@ -12,6 +12,7 @@ Where a photo's views are kept apart, each of them is remembered, and each view 
 of its own; the photo's are their mean.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -32,7 +33,8 @@ class PhotoMemory:
     Attributes:
         features: ``(M, D)`` of length one, of photos or of their views.
         rows: ``(M,)`` row of each photo's address in the gallery.
-        panoramas: ``(M,)`` key of each photo's panorama, see ``llava_ial.records.panorama_key``.
+        panoramas: ``(M,)`` key of each photo's panorama, see ``llava_ial.records.name_key``.
+        photos: ``(M,)`` key of each photo; its views stand together, in their order.
         weight: ``w`` of the module's docstring.
         sharpness: ``b``.
     """
@@ -40,6 +42,7 @@ class PhotoMemory:
     features: torch.Tensor
     rows: torch.Tensor
     panoramas: torch.Tensor
+    photos: torch.Tensor
     weight: float
     sharpness: float
 
@@ -68,6 +71,22 @@ class PhotoMemory:
         nearness = torch.where(is_known, nearness, 0.0)
         mean = nearness.sum(dim=1, keepdim=True) / is_known.sum(dim=1, keepdim=True).clamp(min=1)
         return (cosines + self.weight * torch.where(is_known, nearness, mean)) / (1 + self.weight)
+
+    def features_of(self, keys: Sequence[int]) -> torch.Tensor | None:
+        """``(N, V, D)`` of photos by their keys, each with its ``V`` views; None if one is not remembered."""
+        first = self._first_row
+        if not all(key in first for key in keys):
+            return None
+        num_views = len(self.photos) // max(1, len(first))
+        starts = torch.tensor([first[key] for key in keys], dtype=torch.int64, device=self.features.device)
+        return self.features[starts[:, None] + torch.arange(num_views, device=starts.device)]
+
+    @cached_property
+    def _first_row(self) -> dict[int, int]:
+        first: dict[int, int] = {}
+        for row, key in enumerate(self.photos.tolist()):
+            first.setdefault(key, row)
+        return first
 
     @cached_property
     def _by_address(self) -> tuple[torch.Tensor, torch.Tensor, dict[int, int]]:
@@ -102,7 +121,8 @@ def address_scores(
 def save_memory(folder: Path, memory: PhotoMemory) -> Path:
     """Writes the photos at 16 bits; weight and sharpness stand in the manifest."""
     path = folder / MEMORY
-    tensors = {"features": memory.features.half(), "rows": memory.rows.long(), "panoramas": memory.panoramas.long()}
+    numbers = {"rows": memory.rows, "panoramas": memory.panoramas, "photos": memory.photos}
+    tensors = {"features": memory.features.half(), **{name: tensor.long() for name, tensor in numbers.items()}}
     save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, path)
     return path
 
@@ -116,6 +136,7 @@ def load_memory(folder: Path, *, weight: float, sharpness: float, device: str) -
     path = folder / MEMORY
     try:
         found = load_file(path, device=device)
-        return PhotoMemory(found["features"].float(), found["rows"], found["panoramas"], weight, sharpness)
+        photos = found.get("photos", torch.zeros(0, dtype=torch.int64))  # in folders of older versions there are none
+        return PhotoMemory(found["features"].float(), found["rows"], found["panoramas"], photos, weight, sharpness)
     except (OSError, SafetensorError, KeyError) as error:
         raise UserError(f"{path}: unreadable: {error}; restore it or train stage 1 again") from error

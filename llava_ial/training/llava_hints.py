@@ -21,7 +21,7 @@ from llava_ial.data.dataset import IALDataset
 from llava_ial.errors import UserError
 from llava_ial.hints import HintSettings, hinted_name
 from llava_ial.locating import Locator
-from llava_ial.records import ConversationRecord, panorama_key
+from llava_ial.records import ConversationRecord, name_key
 
 _MOST_NOISE = 3.0
 # As many photos say well enough how often the encoder is right.
@@ -137,7 +137,7 @@ class _Witness:
     def scores(self, features: torch.Tensor, names: Sequence[str]) -> torch.Tensor:
         """``(N, C)`` on the CPU, of the features of the photos named."""
         device = self._locator.gallery_embeddings.device
-        keys = torch.tensor([panorama_key(self._panorama_of.get(name, name)) for name in names], device=device)
+        keys = torch.tensor([name_key(self._panorama_of.get(name, name)) for name in names], device=device)
         return self._locator.scores(features.to(device), keys).cpu()
 
     def hints(self, features: torch.Tensor, names: Sequence[str], settings: HintSettings) -> list[str]:
@@ -187,16 +187,20 @@ def _true_rows(dataset: IALDataset, locator: Locator, split: str) -> dict[str, i
 
 
 def _embed(locator: Locator, dataset: IALDataset, records: Sequence[ConversationRecord]) -> dict[str, torch.Tensor]:
-    """``(D,)`` of every photo on every process; each process looks at its share of them."""
+    """``(D,)`` of every photo on every process; each looks at its share of those that the encoder does not remember."""
     paths = {record.image_id: record.image_path for record in records if record.image_path}
     names = sorted(paths)
     own = names[distributed.rank() :: distributed.world_size()]
     found: dict[str, torch.Tensor] = {}
 
     def look() -> None:
-        starts = range(0, len(own), _PHOTOS_AT_A_TIME)
+        for name in own:
+            if (kept := locator.remembered_features([name])) is not None:
+                found[name] = kept[0].cpu()
+        unknown = [name for name in own if name not in found]
+        starts = range(0, len(unknown), _PHOTOS_AT_A_TIME)
         for start in tqdm(starts, desc="hints", unit="batch", disable=not distributed.is_main_process()):
-            part = own[start : start + _PHOTOS_AT_A_TIME]
+            part = unknown[start : start + _PHOTOS_AT_A_TIME]
             embedded = locator.photo_features([dataset.image_file(paths[name]) for name in part]).cpu()
             found.update(zip(part, embedded, strict=True))
 
