@@ -114,7 +114,7 @@ class Locator:
             raise UserError("texts: none to choose from; give at least one")
         encoder = self._encoder
         candidates = encoder.model.embed_texts(texts, encoder.tokenizer)
-        scores = address_scores(self.photo_features([photo]), candidates)
+        scores = address_scores(self.photo_features([photo]), candidates, logit_scale=self.logit_scale)
         probabilities = self.to_probabilities(scores.cpu())[0].tolist()
         return sorted(zip(texts, probabilities, strict=True), key=lambda pair: -pair[1])
 
@@ -170,7 +170,8 @@ class Locator:
         rows = [slice(start, start + _PHOTOS_AT_A_TIME) for start in range(0, len(features), _PHOTOS_AT_A_TIME)]
         parts = [(features[r], None if own_panoramas is None else own_panoramas[r]) for r in rows]
         texts, memory = encoder.gallery_embeddings, encoder.memory
-        return torch.cat([address_scores(part, texts, memory, own) for part, own in parts])
+        scale = self.logit_scale
+        return torch.cat([address_scores(part, texts, memory, own, logit_scale=scale) for part, own in parts])
 
     @property
     def way(self) -> Way:

@@ -106,7 +106,7 @@ def evaluate(config: EvaluateConfig, backend: Backend | None = None) -> dict[str
             backend = backend or open_backend(config)
             _measure(config, results, backend, questions, given, elsewhere)
             if baselines and is_main_process():
-                way = backend.locator.way if backend.locator else None
+                way = backend.locator.way if backend.locator and config.untuned_alike else None
                 results.add_baselines(baselines.rank(samples, way))
         return run_on_main_process(finish)
 

@@ -86,6 +86,13 @@ class EvaluateConfig:
             "the one that stage 1 started from"
         },
     )
+    untuned_alike: bool = field(
+        default=True,
+        metadata={
+            "help": "among the baselines, locate with the untuned CLIP as the model locates, by its views and a memory "
+            "of the training photos, where it has one; takes as long as it takes to look at all of them"
+        },
+    )
     photos_in_report: bool = field(
         default=True, metadata={"help": "show photos in report.html; without, it can be handed on with no picture"}
     )
@@ -162,6 +169,7 @@ def identity_of(config: EvaluateConfig, dataset: IALDataset) -> tuple[dict[str, 
         "max_new_tokens",
         "seed",
         "baselines",
+        "untuned_alike",
         "quantize",
         "photos_in_report",
     )

@@ -33,6 +33,9 @@ def test_differences_means_and_deviations_over_towns(tmp_path: Path) -> None:
     assert towns["one"]["SSA@1 above the best baseline"] == 30.0
     assert towns["one"]["street in words, above SA@1"] == -5.0
     assert towns["one"]["seconds: all"] == 440
+    ways = {"ways": [{"metrics": {"SSA@1": 0.3456}}]}
+    (tmp_path / "one" / "untuned.json").write_text(json.dumps(ways))
+    assert figures(tmp_path / "one")["SSA@1, untuned, located alike"] == 34.6
     average = over_towns(towns, lambda values: sum(values) / len(values))
     assert average["SSA@1"] == 55.0
     assert average["street in words, above SA@1"] == 0.0

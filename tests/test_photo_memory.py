@@ -25,7 +25,7 @@ from llava_ial.evaluation.ways import EncodedCity
 from llava_ial.inference import AddressPredictor
 from llava_ial.locating import Way
 from llava_ial.manifest import file_hash, read_manifest, write_json
-from llava_ial.models.photo_memory import MEMORY, PhotoMemory, address_scores, load_memory, save_memory
+from llava_ial.models.photo_memory import MEMORY, PhotoMemory, address_scores, load_memory, mix_views, save_memory
 from llava_ial.records import name_key
 from llava_ial.training.llava_hints import HintPlan, build_hints
 from serve.evaluate import evaluate
@@ -118,9 +118,10 @@ def test_parts_are_the_photo_and_rows_of_smaller_and_smaller_squares(size: tuple
     assert whole is photo
     assert len(parts) + 1 == NUM_VIEWS["parts"]
     expected = []
-    for share, count in ((0.65, 3), (0.5, 3), (0.35, 4)):
+    mid, rows = 0.5, (0.25, 0.5, 0.75)
+    for share, count, row in ((0.65, 3, mid), (0.5, 3, mid), *((0.35, 4, row) for row in rows), (0.25, 6, mid)):
         side = max(1, round(share * min(size)))
-        top = (size[1] - side) // 2
+        top = int(row * (size[1] - side))
         lefts = [round(i / (count - 1) * (size[0] - side)) for i in range(count)]
         assert (lefts[0], lefts[-1] + side) == (0, size[0]), "from edge to edge"
         expected += [photo.crop((left, top, left + side, top + side)).tobytes() for left in lefts]
@@ -133,13 +134,27 @@ def test_views_that_are_kept_apart_are_located_each_on_its_own(leaves_out: bool)
     views = normalize(torch.randn(5, 3, 5, generator=torch.Generator().manual_seed(1), dtype=torch.float64), dim=2)
     own = torch.tensor([0, 1, 2, 5, 0]) if leaves_out else None
     for known in (memory, None):
-        found = address_scores(views, texts, known, own)
+        found = address_scores(views, texts, known, own, logit_scale=9.0)
         assert found.shape == (5, 4)
         for n, photo in enumerate(views):
             panorama = own[n : n + 1] if own is not None else None
-            alone = [address_scores(view[None], texts, known, panorama)[0] for view in photo]
-            torch.testing.assert_close(found[n], torch.stack(alone).mean(dim=0))
-    torch.testing.assert_close(address_scores(views[:, :1], texts, memory), address_scores(views[:, 0], texts, memory))
+            alone = [address_scores(view[None], texts, known, panorama, logit_scale=9.0)[0] for view in photo]
+            votes = torch.stack([(9.0 * scores).softmax(dim=0) for scores in alone])
+            torch.testing.assert_close((9.0 * found[n]).softmax(dim=0), votes.mean(dim=0))
+    of_one = address_scores(views[:, :1], texts, memory, logit_scale=9.0)
+    torch.testing.assert_close(of_one, address_scores(views[:, 0], texts, memory, logit_scale=9.0))
+
+
+def test_a_view_that_knows_nothing_neither_speaks_nor_vetoes_and_likeness_stays_to_be_seen() -> None:
+    sure, sky = torch.tensor([0.9, 0.1, 0.1]), torch.full((3,), 0.1)
+    both = mix_views(torch.stack([sure, sky])[None], 20.0)[0]
+    torch.testing.assert_close((20 * both).softmax(dim=0), ((20 * sure).softmax(dim=0) + 1 / 3) / 2)
+    # Sure of the first and sure of the second: the mean of scores would take the third, which both find likely enough.
+    torn = mix_views(torch.tensor([[[0.9, 0.1, 0.6], [0.1, 0.9, 0.6]]]), 20.0)[0]
+    assert torn[2] < torn[0]
+    torch.testing.assert_close(mix_views(sky.expand(1, 4, 3), 20.0)[0], sky)
+    lower = mix_views(torch.stack([sure, sky])[None] - 0.3, 20.0)[0]
+    torch.testing.assert_close(lower, both - 0.3)
 
 
 def test_every_view_is_remembered_with_its_photos_address_and_panorama(tmp_path: Path) -> None:
@@ -186,7 +201,7 @@ def test_a_folder_that_locates_by_parts_does_so_everywhere(by_parts: tuple[Path,
     # Texts of anybody's are compared with every part, too.
     texts = [record.verbose for record in predictor.gallery]
     among = dict(predictor.locate_among(files[0], texts))
-    scores = address_scores(features[:1], predictor.gallery_embeddings)[0]
+    scores = address_scores(features[:1], predictor.gallery_embeddings, logit_scale=predictor.logit_scale)[0]
     expected = predictor.to_probabilities(scores).tolist()
     assert [among[text] for text in texts] == pytest.approx(expected, abs=1e-4)
 
@@ -240,6 +255,14 @@ def test_the_baseline_that_locates_alike_is_the_locator_with_other_weights(folde
     untrained = baselines.Baselines(dataset, str(data.parent / "base"), device="cpu").rank(samples, locator.way)
     assert [photo.true_score for photo in untrained[baselines.ALIKE]] != [photo.true_score for photo in own]
     assert baselines.ALIKE not in baselines.Baselines(dataset, str(out), device="cpu").rank(samples, Way("3"))
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_the_evaluation_has_that_baseline_unless_it_is_declined(alike: bool, remembering, tmp_path: Path) -> None:
+    out, data = remembering
+    base = str(data.parent / "base")
+    config = EvaluateConfig(data, tmp_path / "eval", str(out), split="val", baselines=base, untuned_alike=alike)
+    assert (baselines.ALIKE in evaluate(config)["baselines"]) == alike
 
 
 @pytest.fixture(scope="module")

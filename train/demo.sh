@@ -13,9 +13,10 @@ BASES=train/toy_base/models
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} DS_ACCELERATOR=${DS_ACCELERATOR:-cpu} HF_HUB_OFFLINE=1
 
 case $PRESET in
-  tiny) size=tiny stage1=(--num_epochs 4) stage2=(--num_train_epochs 1) ;;
-  short) size=small stage1=() stage2=() ;;
-  long) size=medium stage1=(--num_epochs 60) stage2=(--num_train_epochs 4) ;;
+  tiny) size=tiny stage1=(--num_epochs 4) stage2=(--num_train_epochs 1) evaluation=() ;;
+  # The untuned encoder would look at all parts of all photos for two of the twelve minutes; see docs/toy_city.md.
+  short) size=small stage1=() stage2=() evaluation=(--untuned_alike false) ;;
+  long) size=medium stage1=(--num_epochs 40) stage2=(--num_train_epochs 4) evaluation=() ;;
   *) echo "error: PRESET=$PRESET: allowed: short, long, tiny" >&2; exit 2 ;;
 esac
 
@@ -55,7 +56,7 @@ step "calibration" python -m serve.calibrate --model "$RUN/stage2" --data "$RUN/
 
 # 5. Photos from another day: every question in batches, beside what needs no training in this town.
 step "evaluation" python -m serve.evaluate --model "$RUN/stage2" --data "$RUN/data" --split test \
-  --baselines "$BASES/toy-clip" --output "$RUN/evaluation"
+  --baselines "$BASES/toy-clip" --output "$RUN/evaluation" "${evaluation[@]}"
 
 printf '\nall steps: %d s\nreport: %s\n' "$((SECONDS - started))" "$RUN/evaluation/report.html"
 

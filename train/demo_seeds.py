@@ -1,9 +1,15 @@
 """What do demos of several towns give on the mean? Towns differ by more than the interval of one of them says.
 
-    for seed in 34 36 37; do make demo SEED=$seed SERVE=0; done
+    for seed in 34 36 37; do
+        make demo SEED=$seed SERVE=0
+        python -m llava_ial.evaluation.ways --model train/toy_base/models/toy-clip --data runs/demo_short_$seed/data \
+            --views parts --memory_weights 30 --memory_sharpness 4 --mixed_precision auto \
+            --output runs/demo_short_$seed/untuned.json
+    done
     python -m train.demo_seeds --runs runs/demo_short_34 runs/demo_short_36 runs/demo_short_37
 
-Reads ``evaluation/metrics.json`` and ``times.tsv`` of every run, prints a Markdown table with mean and deviation over
+Reads ``evaluation/metrics.json`` and ``times.tsv`` of every run, and what ``untuned.json`` says of the encoder that
+stage 1 started from, located alike, where there is one. Prints a Markdown table with mean and deviation over
 the towns, and writes the same figures as JSON.
 """
 
@@ -19,7 +25,7 @@ from llava_ial.config import parse_config
 from llava_ial.errors import UserError, run_command
 from llava_ial.manifest import write_json
 
-TIMES = "times.tsv"
+TIMES, UNTUNED = "times.tsv", "untuned.json"
 _PARTS = ("ranking", "answers", "baselines", "against_encoder", "shuffled_photos")
 
 
@@ -65,6 +71,8 @@ def figures(run: Path) -> dict[str, float]:
         "shuffled photos: street in words": metrics["shuffled_photos"]["rates"]["street_accuracy"]["value"],
     }
     found = {name: round(100 * rate, 1) for name, rate in rates.items()}
+    if (run / UNTUNED).exists():
+        found["SSA@1, untuned, located alike"] = round(100 * _read(run / UNTUNED)["ways"][0]["metrics"]["SSA@1"], 1)
     found["SSA@1 above the best baseline"] = round(found["SSA@1"] - found["SSA@1, best baseline"], 1)
     found["street in words, above SA@1"] = round(found["street in words"] - found["SA@1"], 1)
     found |= {

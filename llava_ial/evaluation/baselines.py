@@ -113,7 +113,8 @@ class Baselines:
         views, texts = self._look(asked, way.views, "baselines: photos' views"), gallery.cpu()
         starts = range(0, len(asked), _PHOTOS_AT_A_TIME)
         parts = [slice(start, start + _PHOTOS_AT_A_TIME) for start in starts]
-        return torch.cat([address_scores(views[part], texts, memory, own[part]) for part in parts])
+        scale = self._clip.logit_scale
+        return torch.cat([address_scores(views[p], texts, memory, own[p], logit_scale=scale) for p in parts])
 
     @torch.no_grad()
     def _look(self, samples: Sequence[Sample], views: str, title: str) -> torch.Tensor:

@@ -28,7 +28,6 @@ from llava_ial.evaluation.locate import encode_photos
 from llava_ial.geo import FloatArray
 from llava_ial.manifest import read_manifest, write_json, write_text
 from llava_ial.models.address_clip import AddressCLIP, load_dual_encoder
-from llava_ial.models.photo_memory import address_scores
 from llava_ial.records import GalleryRecord
 from llava_ial.splits import SPLIT_NAMES
 from llava_ial.street_map import StreetMap
@@ -72,7 +71,8 @@ def main() -> None:
     samples = [samples[i] for i in photos.row.tolist()]
 
     def scores_of(texts: Sequence[str]) -> torch.Tensor:
-        return address_scores(photos.features, model.embed_texts(texts, tokenizer)).cpu()  # (N, T)
+        cosines = photos.features @ model.embed_texts(texts, tokenizer).T  # (N, T), (N, V, T) of views kept apart
+        return (cosines if cosines.ndim == 2 else cosines.mean(dim=1)).cpu()
 
     addresses = [sample.address.address for sample in samples]
     names = names_of_levels(dataset.gallery)

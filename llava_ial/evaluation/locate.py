@@ -119,6 +119,7 @@ def address_ranks(
     gallery_embeddings: torch.Tensor,
     street_of_class: torch.Tensor,
     *,
+    logit_scale: float,
     memory: PhotoMemory | None = None,
     batch_size: int = 64,
 ) -> tuple[torch.Tensor, torch.Tensor]:
@@ -128,6 +129,7 @@ def address_ranks(
         photos: Of ``encode_photos``.
         gallery_embeddings: ``(C, D)`` features of all candidate addresses, length one.
         street_of_class: ``(C,)`` street of each candidate.
+        logit_scale: Of the encoder.
         memory: Of the training photos, if they shall count.
         batch_size: Photos whose scores are in memory together.
     """
@@ -135,7 +137,7 @@ def address_ranks(
     pieces = [torch.zeros(0, dtype=torch.int64, device=gallery_embeddings.device)]
     roads = list(pieces)
     for rows in _slices(len(photos.features), batch_size):
-        scores = address_scores(photos.features[rows], gallery_embeddings, memory)
+        scores = address_scores(photos.features[rows], gallery_embeddings, memory, logit_scale=logit_scale)
         truth = photos.address_id[rows]
         pieces.append(sub_street_ranks(scores, truth))
         roads.append(street_ranks(scores, truth, streets))

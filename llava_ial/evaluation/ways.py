@@ -30,7 +30,7 @@ from llava_ial.evaluation.statistics import paired_difference
 from llava_ial.locating import Way
 from llava_ial.manifest import write_json
 from llava_ial.models.address_clip import AddressCLIP, load_dual_encoder
-from llava_ial.models.half_precision import BFLOAT16, FLOAT32, choose_precision, suit_attention
+from llava_ial.models.half_precision import BFLOAT16, FLOAT32, PRECISIONS, choose_precision, suit_attention
 from llava_ial.models.photo_memory import PhotoMemory, address_scores
 from llava_ial.splits import SPLIT_NAMES
 
@@ -56,6 +56,7 @@ class WaysSettings:
     output: Path | None = field(default=None, metadata={"help": "JSON to write, with the places of each photo"})
     image_root: Path | None = field(default=None, metadata={"help": "where the photos lie, if they were moved"})
     device: str = field(default="cpu", metadata={"help": "cpu, cuda, cuda:1 ..."})
+    mixed_precision: str = field(default=FLOAT32, metadata={"help": "of the encoder, as of train/stage1_clip.py"})
 
     def refuse_impossible(self) -> None:
         """Checks the values before anything expensive.
@@ -66,6 +67,8 @@ class WaysSettings:
         for views in self.views:
             if views not in VIEWS:
                 raise UserError(f"--views {views}: allowed: {', '.join(VIEWS)}")
+        if self.mixed_precision not in PRECISIONS:
+            raise UserError(f"--mixed_precision {self.mixed_precision}: allowed: {', '.join(PRECISIONS)}")
         if self.split not in SPLIT_NAMES:
             raise UserError(f"--split {self.split}: allowed: {', '.join(SPLIT_NAMES)}")
         if min([*self.memory_weights, self.aspect]) < 0 or self.memory_sharpness <= 0:
@@ -128,15 +131,17 @@ class EncodedCity:
     def ranks(self, split: str, way: Way) -> tuple[torch.Tensor, torch.Tensor]:
         """Place of the true piece of street, and of the true street, for each photo: two ``(N,)`` on the CPU."""
         photos, memory = self.photos(split, way.views), self._memory(way)
-        pieces, roads = address_ranks(photos, self._gallery, self._streets, memory=memory)
+        pieces, roads = address_ranks(
+            photos, self._gallery, self._streets, logit_scale=self._encoder.logit_scale, memory=memory
+        )
         return pieces.cpu(), roads.cpu()
 
     def search_cost(self, split: str, way: Way) -> dict[str, float]:
         """``gallery_bytes`` of the candidates' features and ``query_milliseconds`` to find the best for one photo."""
-        memory = self._memory(way)
+        memory, scale = self._memory(way), self._encoder.logit_scale
 
         def find(feature: torch.Tensor) -> None:
-            address_scores(feature[None], self._gallery, memory).argmax()
+            address_scores(feature[None], self._gallery, memory, logit_scale=scale).argmax()
 
         kept = [self._gallery, *([memory.features, memory.rows] if memory else [])]
         return _search_cost(kept, find, self.photos(split, way.views).features)
@@ -171,7 +176,9 @@ def main() -> None:
     rows = clip_examples(dataset, settings.split)
     samples = dataset.samples(settings.split)
     panoramas = [sample.photo.panorama for sample in samples]
-    city = EncodedCity(settings.model, dataset, device=settings.device, aspect=settings.aspect)
+    city = EncodedCity(
+        settings.model, dataset, device=settings.device, aspect=settings.aspect, precision=settings.mixed_precision
+    )
     ways = [Way(v, weight, settings.memory_sharpness) for weight in settings.memory_weights for v in settings.views]
     found = {way: city.ranks(settings.split, way) for way in ways}
     print(format_ways(found, city.cpu_milliseconds, panoramas))

@@ -9,9 +9,11 @@ address with text feature ``g`` and photos ``f_i``, all of length one,
 ``n`` lies between the mean and the largest of the similarities; ``b`` says where.
 
 Where a photo's views are kept apart, each of them is remembered, and each view of a photo that is located gets scores
-of its own; the photo's are their mean.
+of its own; the photo's probabilities are the mean of its views': one that shows the sky alone speaks for no address and
+against none.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -101,21 +103,37 @@ def address_scores(
     texts: torch.Tensor,
     memory: PhotoMemory | None = None,
     own_panoramas: torch.Tensor | None = None,
+    *,
+    logit_scale: float,
 ) -> torch.Tensor:
-    """Scores ``(N, C)`` of photos and addresses, between -1 and 1.
+    """Scores ``(N, C)`` of photos and addresses, on the scale of cosines.
 
     Args:
         features: ``(N, D)`` of length one, or ``(N, V, D)`` of views that are kept apart.
         texts: ``(C, D)`` of length one.
         memory: Of photos whose addresses are known, if they count beside the texts.
         own_panoramas: ``(N,)`` keys; photos of the same panorama are not remembered.
+        logit_scale: The factor that makes logits of scores.
     """
     if features.ndim == 3:
         num_photos, num_views, _ = features.shape
         own = None if own_panoramas is None else own_panoramas.repeat_interleave(num_views)
-        return address_scores(features.flatten(0, 1), texts, memory, own).reshape(num_photos, num_views, -1).mean(dim=1)
+        scores = address_scores(features.flatten(0, 1), texts, memory, own, logit_scale=logit_scale)
+        return mix_views(scores.reshape(num_photos, num_views, -1), logit_scale)
     cosines = features @ texts.T
     return memory.blend(features, cosines, own_panoramas) if memory else cosines
+
+
+def mix_views(scores: torch.Tensor, logit_scale: float) -> torch.Tensor:
+    """Scores ``(N, C)`` whose softmax is the mean of those of the views' scores ``(N, V, C)``.
+
+    They lie as high as the views' on the mean, measured by the logarithm of the sum over all addresses: how like the
+    city a photo is stays to be seen. Of one view, or of equal ones, they are its own.
+    """
+    logits = logit_scale * scores
+    level = logits.logsumexp(dim=2, keepdim=True)  # (N, V, 1)
+    mean_probability = (logits - level).logsumexp(dim=1) - math.log(scores.shape[1])  # (N, C), its logarithm
+    return (mean_probability + level.mean(dim=1)) / logit_scale
 
 
 def save_memory(folder: Path, memory: PhotoMemory) -> Path:

@@ -52,8 +52,8 @@ _REMEMBERED = """
 figures are without. Hand it on only as you would hand on a list of where these photos were taken."""
 _SHOWN_SETTINGS = (
     "num_epochs", "batch_size", "learning_rate", "address_weight", "caption_weight", "geography_weight",
-    "street_weight", "neighbourhood_weight", "positives", "max_per_address", "image_tower", "text_tower", "ema_decay",
-    "views", "memory_weight", "publish", "seed",
+    "street_weight", "neighbourhood_weight", "photo_weight", "positives", "max_per_address", "image_tower",
+    "text_tower", "ema_decay", "views", "memory_weight", "publish", "seed",
 )  # fmt: skip
 
 

@@ -39,10 +39,12 @@ def measure_splits(run: ClipRun) -> dict[str, dict[str, float]]:
         photos = features_of_split(run, split)
         if not len(photos.features):
             raise UserError(f"split '{split}': none of its {len(run.examples[split])} photos can be read")
-        metrics[split] = retrieval_metrics(*address_ranks(photos, gallery[TRAINED], streets))
+        metrics[split] = retrieval_metrics(
+            *address_ranks(photos, gallery[TRAINED], streets, logit_scale=model.logit_scale)
+        )
         metrics[split]["num_unreadable"] = len(run.examples[split]) - len(photos.features)
         for wording in UNTRAINED:
-            found = retrieval_metrics(*address_ranks(photos, gallery[wording], streets))
+            found = retrieval_metrics(*address_ranks(photos, gallery[wording], streets, logit_scale=model.logit_scale))
             metrics[split] |= {f"{wording} {name}": value for name, value in found.items() if "@" in name}
         few = slice(None, None, -(-len(photos.features) // _MAX_PHOTOS_IN_PAIRS))
         features, own = photos.features[few], gallery[TRAINED][photos.address_id[few]]
@@ -61,7 +63,9 @@ def measure_located(run: ClipRun, model: AddressCLIP, memory: PhotoMemory | None
     found = {}
     for split in run.settings.eval_splits:
         photos = features_of_split(run, split, model=model, views=run.settings.views)
-        found[split] = retrieval_metrics(*address_ranks(photos, gallery, streets, memory=memory))
+        found[split] = retrieval_metrics(
+            *address_ranks(photos, gallery, streets, logit_scale=model.logit_scale, memory=memory)
+        )
     return found
 
 
@@ -76,15 +80,15 @@ def remember_photos(run: ClipRun, model: AddressCLIP) -> PhotoMemory | None:
 
 
 def features_of_split(run: ClipRun, split: str, *, model: AddressCLIP | None = None, views: str = ONE) -> PhotoFeatures:
-    """All photos of a split on every process, each encoded by one of them."""
+    """All photos of a split on every process, each encoded by one of them, in as many bits as are trained with."""
     examples, rank, world = run.examples[split], distributed.rank(), distributed.world_size()
-    own = distributed.run_on_every_process(
-        partial(
-            encode_photos, model or run.published_model(), examples[rank::world], run.image_processor,
-            device=run.accelerator.device, batch_size=max(1, run.settings.batch_size // world),
-            num_workers=run.settings.num_workers, views=views,
-        )
+    encode = partial(
+        encode_photos, model or run.published_model(), examples[rank::world], run.image_processor,
+        device=run.accelerator.device, batch_size=max(1, run.settings.batch_size // world),
+        num_workers=run.settings.num_workers, views=views,
     )  # fmt: skip
+    with run.accelerator.autocast():
+        own = distributed.run_on_every_process(encode)
     own = replace(own, row=rank + world * own.row)
     order = distributed.gather_with_gradient(own.row).argsort()
     return own.map(lambda tensor: distributed.gather_with_gradient(tensor)[order])

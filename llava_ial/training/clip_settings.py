@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from llava_ial.data.augmentation import Augmentation
-from llava_ial.data.views import ONE, VIEWS
+from llava_ial.data.views import NUM_VIEWS, ONE, PARTS, VIEWS
 from llava_ial.errors import UserError
 from llava_ial.models.clip_parts import LOCKED, LORA, TUNED
 from llava_ial.models.half_precision import PRECISIONS
@@ -143,8 +143,8 @@ class ClipSettings:
         default=ONE,
         metadata={
             "help": "what is seen of a photo that is located: 1 (its middle square), 3 (its left and right, too, the "
-            "features averaged), parts (eleven squares of four sizes, each compared on its own) or pad (the whole on a "
-            "square)"
+            f"features averaged), parts ({NUM_VIEWS[PARTS]} squares of five sizes, each compared alone) or pad (the "
+            "whole on a square)"
         },
     )
     memory_weight: float = field(
