@@ -1,5 +1,6 @@
 """Where a photo was taken, by AddressCLIP alone: the addresses of a gallery, ranked, with probabilities."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,6 +81,11 @@ class Locator:
         self._encoder = encoder
         self.gallery = encoder.gallery
         self.calibration = encoder.calibration
+        self._kept: dict[bytes, torch.Tensor] | None = None
+
+    def keep_cosines(self) -> None:
+        """From now on every photo is looked at once: for evaluations, which come back to it. A row of ``C`` is kept."""
+        self._kept = {}
 
     @overload
     def locate(self, photo: Photo, top_k: int = 5) -> list[Candidate]: ...
@@ -156,7 +162,14 @@ class Locator:
         Raises:
             UserError: A photo cannot be read.
         """
-        return self.scores(self.photo_features(photos)).cpu()
+        if self._kept is None:
+            return self.scores(self.photo_features(photos)).cpu()
+        opened = [_opened(photo) for photo in photos]
+        keys = [hashlib.sha256(f"{photo.size}".encode() + photo.tobytes()).digest() for photo in opened]
+        if new := {key: photo for key, photo in zip(keys, opened, strict=True) if key not in self._kept}:
+            rows = self.scores(self.photo_features(list(new.values()))).cpu()
+            self._kept.update(zip(new, rows, strict=True))
+        return torch.stack([self._kept[key] for key in keys])
 
     @torch.no_grad()
     def scores(self, features: torch.Tensor, own_panoramas: torch.Tensor | None = None) -> torch.Tensor:

@@ -70,12 +70,11 @@ def open_backend(config: EvaluateConfig) -> Backend:
     dtype = DTYPES[config.dtype] or choose_dtype(device)
     if not is_own_folder(config):
         return Backend(_asks(ImageTextModel(name, device=device, dtype=dtype), config))
-    return as_backend(
-        AddressPredictor.from_pretrained(
-            Path(name), base=config.base, device=device, dtype=dtype, quantize=config.quantize
-        ),
-        config,
+    predictor = AddressPredictor.from_pretrained(
+        Path(name), base=config.base, device=device, dtype=dtype, quantize=config.quantize
     )
+    predictor.keep_cosines()
+    return as_backend(predictor, config)
 
 
 def as_backend(predictor: AddressPredictor, config: EvaluateConfig) -> Backend:

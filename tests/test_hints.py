@@ -1,8 +1,8 @@
 """Hints: what they say, that training's are as unreliable as inference's, and that both see the same prompt."""
 
-from contextlib import suppress
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -27,8 +27,7 @@ from llava_ial.models.greedy import greedy_tokens
 from llava_ial.models.llava_folder import KIND, load_llava_ial
 from llava_ial.models.running_batch import RunningBatch
 from llava_ial.records import GalleryRecord, PredictionRecord
-from llava_ial.training import llava_hints
-from llava_ial.training.llava_hints import HintPlan, build_hints
+from llava_ial.training.llava_hints import HintPlan, TrainingHints, build_hints
 from serve.backends import as_backend
 from serve.evaluate import evaluate
 from serve.evaluate_settings import EvaluateConfig
@@ -39,7 +38,6 @@ from tests.tiny_models import TinyFolders
 from tests.tiny_world import TinyWorld, build_tiny_dataset, tiny_gallery_record
 
 OAK = Address("Oak Road", "Hill", (CrossStreet("Elm Lane"), CrossStreet("Ash Way")), city="Bay", country="Nowhere")
-EMBED = llava_hints._embed
 SAID = "Likely addresses: Oak Road, between Elm Lane and Ash Way, Hill 41%; Oak Road, Hill 3%."
 
 
@@ -144,36 +142,30 @@ def test_some_have_no_hint_and_some_another_photos(crowd: IALDataset) -> None:
 def test_processes_that_share_the_hints_tell_the_same_as_one(crowd: IALDataset, monkeypatch) -> None:
     encoder, plan = KnowsItsPhotos(crowd), HintPlan(3, 0.1, 0.1, keeps_misses=True, seed=0)
 
-    def build() -> list[str]:
-        return build_hints(encoder, crowd, plan, None).train  # type: ignore[arg-type]
+    def build(_: int = 0) -> TrainingHints:
+        return build_hints(encoder, crowd, plan, "val")  # type: ignore[arg-type]
 
-    alone, shares, own = build(), {}, distributed.gather_objects
+    alone = build()
+    # Three threads in the place of three processes.
+    me, barrier, table = threading.local(), threading.Barrier(3, timeout=60), [None] * 3
 
-    def gather(value: object) -> list:  # photos are looked at by one process here, hints made by three
-        if not isinstance(value, list):
-            return own(value)
-        shares[distributed.rank()] = value
-        return [shares.get(rank, value) for rank in range(3)]
+    def gather(value: object) -> list[object]:
+        table[me.rank] = value  # type: ignore[call-overload]
+        barrier.wait()
+        everyone = list(table)
+        barrier.wait()
+        return everyone
+
+    def run(rank: int) -> TrainingHints:
+        me.rank = rank
+        return build()
 
     monkeypatch.setattr(distributed, "gather_objects", gather)
     monkeypatch.setattr(distributed, "world_size", lambda: 3)
-    monkeypatch.setattr(llava_hints, "_embed", partial(embed_alone, monkeypatch))
-    for rank in (0, 1, 2, 0):
-        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-        if len(shares) < 3:
-            with suppress(ValueError):  # the shares of the others are not known yet
-                build()
-        else:
-            assert build() == alone
-    assert sorted(len(share) for share in shares.values()) == sorted(len(alone[rank::3]) for rank in range(3))
-
-
-def embed_alone(monkeypatch: pytest.MonkeyPatch, *given: object) -> dict[str, torch.Tensor]:
-    """What one process makes of all photos."""
-    with monkeypatch.context() as patch:
-        patch.setattr(distributed, "world_size", lambda: 1)
-        patch.setattr(distributed, "rank", lambda: 0)
-        return EMBED(*given)  # type: ignore[arg-type]
+    monkeypatch.setattr(distributed, "rank", lambda: me.rank)
+    with ThreadPoolExecutor(3) as pool:
+        for shared in pool.map(run, range(3)):
+            assert shared == alone
 
 
 class NamesAddresses(KnowsItsPhotos):

@@ -218,6 +218,22 @@ def test_parts_give_hints_as_unreliable_as_inferences(by_parts: tuple[Path, Path
     assert locator.hints_of(locator.cosines([file]), hints.settings) == [hint]
 
 
+def test_an_evaluation_looks_at_a_photo_once(remembering, monkeypatch) -> None:
+    out, data = remembering
+    locator, dataset = AddressPredictor.from_pretrained(out), IALDataset(data)
+    files = [dataset.image_file(sample.photo.image_path) for sample in dataset.samples("val")]
+    fresh = locator.cosines(files)
+    locator.keep_cosines()
+    seen, look = [], locator.photo_features
+    monkeypatch.setattr(locator, "photo_features", lambda asked: seen.extend(asked) or look(asked))
+    torch.testing.assert_close(locator.cosines(files[:1]), fresh[:1])
+    again = locator.cosines([load_photo(file) for file in files[::-1]])
+    torch.testing.assert_close(again, fresh.flip(0))
+    assert len(seen) == len(files)
+    assert torch.equal(locator.cosines(files[::-1]), again)
+    assert len(seen) == len(files)
+
+
 @pytest.mark.parametrize("folder", ["by_parts", "remembering"])
 def test_what_is_remembered_of_a_photo_needs_no_look_at_it(folder: str, request, monkeypatch) -> None:
     out, data = request.getfixturevalue(folder)

@@ -7,6 +7,7 @@ validation photos. Further hints are left out or are another photo's, so that th
 """
 
 import hashlib
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -25,7 +26,8 @@ from llava_ial.records import ConversationRecord, name_key
 
 _MOST_NOISE = 3.0
 # As many photos say well enough how often the encoder is right.
-_PHOTOS_TO_FIT = 4096
+_PHOTOS_TO_FIT = 1024
+_SCORED_AT_A_TIME = 1024
 _PHOTOS_AT_A_TIME = 64
 
 
@@ -97,12 +99,12 @@ def build_hints(locator: Locator, dataset: IALDataset, plan: HintPlan, measured_
     temperature = fit_temperature((locator.logit_scale * val_scores).double().numpy(), val_rows.numpy())
     settings = HintSettings(plan.count, temperature)
     right_on_val = _right_first(val_scores, val_rows)
-    few = slice(None, None, -(-train[..., 0].numel() // _PHOTOS_TO_FIT))  # evenly over the town; each view is compared
+    few = slice(None, None, -(-len(train) // _PHOTOS_TO_FIT))  # evenly over the town
 
     def rate_of(moved: torch.Tensor) -> float:
-        return _right_first(witness.scores(moved[few], train_names[few]), train_rows[few])
+        return witness.shared_rate(moved[few], train_names[few], train_rows[few])
 
-    rates = _Rates(train, rate_of, plan.seed)
+    rates = _Rates(train, rate_of, len(train_names[few]), plan.seed)
     noise = rates.noise_for(right_on_val)
     shown = [_shown_photo(record, train_names, plan) for record in records["train"]]
     # Photos of elsewhere were not in stage 1: they are as new to it as they will be.
@@ -140,9 +142,17 @@ class _Witness:
         keys = torch.tensor([name_key(self._panorama_of.get(name, name)) for name in names], device=device)
         return self._locator.scores(features.to(device), keys).cpu()
 
+    def shared_rate(self, features: torch.Tensor, names: Sequence[str], rows: torch.Tensor) -> float:
+        """Share of the photos whose best address is the true one; each process looks at its part of them."""
+        rank, world = distributed.rank(), distributed.world_size()
+        own = features[rank::world], names[rank::world], rows[rank::world]
+        num_right = int((self.scores(*own[:2]).argmax(dim=1) == own[2]).sum()) if len(own[1]) else 0
+        everyone: list[int] = distributed.gather_objects(num_right)
+        return sum(everyone) / len(names)
+
     def hints(self, features: torch.Tensor, names: Sequence[str], settings: HintSettings) -> list[str]:
         """One for each photo; the scores of a part of them are in memory at a time."""
-        parts = [slice(start, start + _PHOTOS_TO_FIT) for start in range(0, len(names), _PHOTOS_TO_FIT)]
+        parts = [slice(start, start + _SCORED_AT_A_TIME) for start in range(0, len(names), _SCORED_AT_A_TIME)]
         found = [self._locator.hints_of(self.scores(features[part], names[part]), settings) for part in parts]
         return [hint for part in found for hint in part]
 
@@ -214,27 +224,45 @@ def _labelled(features: dict[str, torch.Tensor], truth: dict[str, int]) -> tuple
     return torch.stack([features[name] for name in names]), torch.tensor([truth[name] for name in names]), names
 
 
-@dataclass(frozen=True)
 class _Rates:
-    """How often training photos ``(N, D)`` are right first under a noise; the same draws for every noise."""
+    """How often training photos are right first under a noise; the same draws for every noise.
 
-    train: torch.Tensor
-    rate_of: Callable[[torch.Tensor], float]
-    seed: int
+    Args:
+        train: ``(N, D)`` or ``(N, V, D)`` of length one.
+        rate_of: Of moved ones.
+        num_photos: That a rate is of.
+        seed: Of the draws.
+    """
+
+    def __init__(
+        self, train: torch.Tensor, rate_of: Callable[[torch.Tensor], float], num_photos: int, seed: int
+    ) -> None:
+        self.train, self.rate_of, self.num_photos, self.seed = train, rate_of, num_photos, seed
+        self._known: dict[float, float] = {}
 
     def with_noise(self, noise: float) -> float:
+        """The rate, computed once."""
+        if noise not in self._known:
+            self._known[noise] = self._measure(noise)
+        return self._known[noise]
+
+    def _measure(self, noise: float) -> float:
         draw = np.random.default_rng(self.seed)
         first, second = draw.integers(len(self.train), size=(2, len(self.train)))
         return self.rate_of(functional.normalize(self.train + noise * (self.train[first] - self.train[second]), dim=-1))
 
     def noise_for(self, target: float) -> float:
-        """By bisection; 0 if they are right no more often as they are."""
-        if self.with_noise(0.0) <= target:
+        """By bisection, as near as the error of such a rate allows; 0 if they are right no more often as they are."""
+        error = math.sqrt(target * (1 - target) / self.num_photos)
+        if self.with_noise(0.0) <= target + error:
             return 0.0
         low, high = 0.0, _MOST_NOISE
         for _ in range(12):
             middle = (low + high) / 2
-            low, high = (middle, high) if self.with_noise(middle) > target else (low, middle)
+            rate = self.with_noise(middle)
+            if abs(rate - target) <= error:
+                return middle
+            low, high = (middle, high) if rate > target else (low, middle)
         return high
 
 
