@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch
 from PIL import Image
 from transformers.utils import logging as transformers_logging
 
@@ -125,6 +126,8 @@ def _asks(model: _Answerer, config: EvaluateConfig, hints_of: HintsOf | None = N
 
 
 def own_device(name: str) -> str:
-    """The device of this process; of several processes on one machine each takes a GPU of its own."""
+    """The device of this process; of several on one machine each takes a GPU of its own, as far as there are as many."""
     device = choose_device(name)
-    return f"cuda:{os.environ['LOCAL_RANK']}" if device == "cuda" and world_size() > 1 else device
+    if device != "cuda" or world_size() == 1:
+        return device
+    return f"cuda:{int(os.environ['LOCAL_RANK']) % torch.cuda.device_count()}"

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from llava_ial.data.dataset import IALDataset
 from llava_ial.errors import UserError
 from llava_ial.evaluation.generation import PredictionFile
 from llava_ial.evaluation.questions import load_questions
 from llava_ial.manifest import MANIFEST
+from serve import backends
 from serve.evaluate import EvaluateConfig, evaluate
 from tests.fake_server import fails, says, server
 from tests.stage2_runs import merge_here
@@ -177,3 +179,13 @@ def test_transformers_serve_is_a_server(tiny_folders: TinyFolders, tmp_path, is_
     assert metrics["answers"]["num_failed"] == 0, (tmp_path / "log").read_text()[-2000:]
     assert metrics["answers"]["rates"]["unparsed_rate"]["value"] == 0.0
     assert metrics["answers"]["rates"]["street_accuracy"]["value"] >= 0.75
+
+
+@pytest.mark.parametrize(("rank", "gpus", "device"), [(0, 2, "cuda:0"), (1, 2, "cuda:1"), (1, 1, "cuda:0")])
+def test_processes_take_a_gpu_each_or_share_the_one(rank: int, gpus: int, device: str, monkeypatch) -> None:
+    monkeypatch.setattr(backends, "world_size", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+    monkeypatch.setenv("LOCAL_RANK", str(rank))
+    monkeypatch.setattr(backends, "choose_device", lambda name: "cuda" if name == "auto" else name)
+    assert backends.own_device("auto") == device
+    assert backends.own_device("cpu") == "cpu"
