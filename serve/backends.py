@@ -126,7 +126,7 @@ def _asks(model: _Answerer, config: EvaluateConfig, hints_of: HintsOf | None = N
 
 
 def own_device(name: str) -> str:
-    """The device of this process; of several on one machine each takes a GPU of its own, as far as there are as many."""
+    """The device of this process: of several on one machine each takes a GPU of its own, while there are some."""
     device = choose_device(name)
     if device != "cuda" or world_size() == 1:
         return device
