@@ -142,19 +142,20 @@ def test_views_that_are_kept_apart_are_located_each_on_its_own(leaves_out: bool)
             votes = torch.stack([(9.0 * scores).softmax(dim=0) for scores in alone])
             torch.testing.assert_close((9.0 * found[n]).softmax(dim=0), votes.mean(dim=0))
     of_one = address_scores(views[:, :1], texts, memory, logit_scale=9.0)
-    torch.testing.assert_close(of_one, address_scores(views[:, 0], texts, memory, logit_scale=9.0))
+    alone = address_scores(views[:, 0], texts, memory, logit_scale=9.0)
+    torch.testing.assert_close((9 * of_one).softmax(dim=1), (9 * alone).softmax(dim=1))
 
 
-def test_a_view_that_knows_nothing_neither_speaks_nor_vetoes_and_likeness_stays_to_be_seen() -> None:
+def test_a_view_that_knows_nothing_neither_speaks_nor_vetoes() -> None:
     sure, sky = torch.tensor([0.9, 0.1, 0.1]), torch.full((3,), 0.1)
     both = mix_views(torch.stack([sure, sky])[None], 20.0)[0]
     torch.testing.assert_close((20 * both).softmax(dim=0), ((20 * sure).softmax(dim=0) + 1 / 3) / 2)
     # Sure of the first and sure of the second: the mean of scores would take the third, which both find likely enough.
     torn = mix_views(torch.tensor([[[0.9, 0.1, 0.6], [0.1, 0.9, 0.6]]]), 20.0)[0]
     assert torn[2] < torn[0]
-    torch.testing.assert_close(mix_views(sky.expand(1, 4, 3), 20.0)[0], sky)
-    lower = mix_views(torch.stack([sure, sky])[None] - 0.3, 20.0)[0]
-    torch.testing.assert_close(lower, both - 0.3)
+    # Views that agree score higher than views that do not, or that know nothing.
+    agreed = mix_views(sure.expand(1, 2, 3), 20.0)[0]
+    assert 0 >= agreed.max() > both.max() > mix_views(sky.expand(1, 4, 3), 20.0).max()
 
 
 def test_every_view_is_remembered_with_its_photos_address_and_panorama(tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ def address_scores(
     *,
     logit_scale: float,
 ) -> torch.Tensor:
-    """Scores ``(N, C)`` of photos and addresses, on the scale of cosines.
+    """Scores ``(N, C)`` of photos and addresses: cosines or a blend of them; of views kept apart see ``mix_views``.
 
     Args:
         features: ``(N, D)`` of length one, or ``(N, V, D)`` of views that are kept apart.
@@ -127,13 +127,11 @@ def address_scores(
 def mix_views(scores: torch.Tensor, logit_scale: float) -> torch.Tensor:
     """Scores ``(N, C)`` whose softmax is the mean of those of the views' scores ``(N, V, C)``.
 
-    They lie as high as the views' on the mean, measured by the logarithm of the sum over all addresses: how like the
-    city a photo is stays to be seen. Of one view, or of equal ones, they are its own.
+    They are the logarithm of that mean, over the scale, so at most 0, for an address of which all views are sure. How
+    high the best one lies says how far the views agree, and that tells photos of the city from others.
     """
-    logits = logit_scale * scores
-    level = logits.logsumexp(dim=2, keepdim=True)  # (N, V, 1)
-    mean_probability = (logits - level).logsumexp(dim=1) - math.log(scores.shape[1])  # (N, C), its logarithm
-    return (mean_probability + level.mean(dim=1)) / logit_scale
+    of_views = (logit_scale * scores).log_softmax(dim=2)
+    return (of_views.logsumexp(dim=1) - math.log(scores.shape[1])) / logit_scale
 
 
 def save_memory(folder: Path, memory: PhotoMemory) -> Path:
