@@ -30,6 +30,8 @@ IntArray = npt.NDArray[np.int64]
 SURE_ACCURACY = 0.8
 # Where nothing is known of other places, this share of the city's own photos is given up to refuse others.
 REFUSED_HERE = 0.05
+# And at most this much where it is known.
+MOST_REFUSED_HERE = 0.1
 NUM_BINS = 15
 
 
@@ -153,10 +155,14 @@ def choose_sure_from(confidence: FloatArray, is_right: npt.NDArray[np.bool_]) ->
 
 
 def choose_here_from(here: FloatArray, elsewhere: FloatArray) -> float:
-    """The cosine that tells best between photos of the city and others; a low quantile where there are no others."""
+    """The score that tells best between photos of the city and others; a low quantile where there are no others.
+
+    At most ``MOST_REFUSED_HERE`` of the city's own lie below it: most photos that are asked about are of the city.
+    """
     if not len(elsewhere):
         return float(np.quantile(here, REFUSED_HERE))
     choices = np.unique(np.concatenate([here, elsewhere]))
+    choices = choices[choices <= np.quantile(here, MOST_REFUSED_HERE)]
     rates = [float((here >= choice).mean() + (elsewhere < choice).mean()) for choice in choices]
     return float(choices[int(np.argmax(rates))])
 

@@ -72,6 +72,10 @@ def test_other_places_are_told_apart() -> None:
     assert choose_here_from(here, NOBODY) == pytest.approx(0.52)
     threshold = choose_here_from(here, np.linspace(0.1, 0.45, 20))
     assert 0.45 < threshold <= 0.5
+    # Told apart best at 0.8, where three of four of the city's own photos would be refused.
+    alike = choose_here_from(here, np.concatenate([np.linspace(0.5, 0.54, 20), np.linspace(0.7, 0.79, 20)]))
+    assert 0.05 < (here < alike).mean() <= 0.1
+    assert choose_here_from(here, here + 1) == 0.5, "nothing is refused where the others look more like the city"
 
 
 def test_the_command_calibrates_a_model_that_then_uses_it(tiny_folders: TinyFolders, tmp_path, monkeypatch, capsys):
