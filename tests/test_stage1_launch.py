@@ -79,7 +79,7 @@ def test_the_published_setting_is_the_papers():
     (settings,) = parse_config(ClipSettings, description="", argv=arguments)
     assert (settings.base, settings.batch_size, settings.num_processes) == ("openai/clip-vit-base-patch16", 256, 8)
     assert (settings.learning_rate, settings.final_learning_rate, settings.num_epochs) == (2.4e-5, 2.4e-8, 100)
-    weights = {"address": 1.0, "caption": 0.2, "geography": 0.8, "street": 0.0, "neighbourhood": 0.0}
+    weights = {"address": 1.0, "caption": 0.2, "geography": 0.8, "street": 0.0, "neighbourhood": 0.0, "photo": 0.0}
     assert vars(settings.loss_weights) == weights
     assert (settings.geography_reading, settings.chunk_size) == ("stated", 0)
     assert (settings.positives, settings.weight_decay, settings.augmentation) == ("paper", 0.0, None)
