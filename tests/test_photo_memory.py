@@ -25,6 +25,7 @@ from llava_ial.evaluation.ways import EncodedCity
 from llava_ial.inference import AddressPredictor
 from llava_ial.locating import Way
 from llava_ial.manifest import file_hash, read_manifest, write_json
+from llava_ial.models import photo_memory
 from llava_ial.models.photo_memory import MEMORY, PhotoMemory, address_scores, load_memory, mix_views, save_memory
 from llava_ial.records import name_key
 from llava_ial.training.llava_hints import HintPlan, build_hints
@@ -76,6 +77,16 @@ def test_scores_are_those_of_the_formula(seed: int, num_photos: int, num_address
         for c in range(num_addresses):
             expected = (float(photo @ texts[c]) + 1.5 * nearness.get(c, others)) / 2.5
             assert float(found[n, c]) == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("leaves_out", [False, True])
+def test_few_similarities_at_a_time_give_the_same_scores(leaves_out: bool, monkeypatch) -> None:
+    memory, asked, texts = random_memory(1, 12, 4)
+    own = torch.tensor([0, 1, 2, 5]) if leaves_out else None
+    whole = memory.blend(asked, asked @ texts.T, own)
+    for few in (1, 12, 36):
+        monkeypatch.setattr(photo_memory, "_SIMILARITIES", few)
+        torch.testing.assert_close(memory.blend(asked, asked @ texts.T, own), whole)
 
 
 def test_a_sharp_memory_does_not_overflow() -> None:
@@ -335,5 +346,7 @@ def test_another_memory_is_refused(remembering: tuple[Path, Path], tmp_path: Pat
 def test_wrong_options_are_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--views 2: allowed: 1, 3, parts, pad"):
         start_stage1(tmp_path, views=2)
+    with pytest.raises(UserError, match="--photo_queue 3: allowed: 0, or at least --batch_size 4"):
+        start_stage1(tmp_path, photo_weight=1.0, photo_queue=3)
     with pytest.raises(UserError, match="--memory_weight -1"):
         start_stage1(tmp_path, memory_weight=-1.0)

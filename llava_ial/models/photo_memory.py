@@ -26,6 +26,9 @@ from safetensors.torch import load_file, save_file
 from llava_ial.errors import UserError
 
 MEMORY = "photo_memory.safetensors"
+# In memory together, 4 bytes each: all views of all photos of a city are compared with every view that is located. No
+# more of them are faster, either: they leave a CPU's caches.
+_SIMILARITIES = 2**23
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,11 @@ class PhotoMemory:
             cosines: ``(N, C)``.
             own_panoramas: ``(N,)`` keys; photos of the same panorama are not remembered.
         """
+        at_once = max(1, _SIMILARITIES // max(1, len(self.features)))
+        if len(features) > at_once:
+            some = [slice(start, start + at_once) for start in range(0, len(features), at_once)]
+            own = own_panoramas
+            return torch.cat([self.blend(features[s], cosines[s], None if own is None else own[s]) for s in some])
         remembered, panoramas, counts = self._by_address
         similarity = self.sharpness * features @ remembered.to(features.dtype).T  # (N, M)
         if own_panoramas is not None:

@@ -256,6 +256,10 @@ class ClipSettings:
         )  # fmt: skip
         _require(self.views in VIEWS, "views", self.views, ", ".join(VIEWS))
         _require(self.mixed_precision in PRECISIONS, "mixed_precision", self.mixed_precision, ", ".join(PRECISIONS))
+        _require(
+            not self.photo_weight or not 0 < self.photo_queue < self.batch_size, "photo_queue", self.photo_queue,
+            f"0, or at least --batch_size {self.batch_size}, for whole batches are kept",
+        )  # fmt: skip
         for split in self.eval_splits:
             _require(split in SPLIT_NAMES, "eval_splits", split, ", ".join(SPLIT_NAMES))
         _require(
