@@ -12,7 +12,7 @@ Photos of the same panorama are never a photo's neighbours: they would show the 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -21,14 +21,12 @@ from tqdm import tqdm
 from transformers import AutoImageProcessor, AutoTokenizer
 
 from llava_ial.data.dataset import IALDataset, Sample
-from llava_ial.data.images import load_photo
-from llava_ial.data.views import NUM_VIEWS, PARTS, views_of
 from llava_ial.evaluation.appearance import histogram_features, pixel_features
+from llava_ial.evaluation.locate import PhotoFeatures, remember
 from llava_ial.evaluation.ranking import RankedPhoto, Ranker, read_photo
-from llava_ial.locating import Way
+from llava_ial.locating import Encoder, Locator, Way
 from llava_ial.models.address_clip import AddressCLIP, load_dual_encoder
 from llava_ial.models.half_precision import AUTO, BFLOAT16, choose_precision, suit_attention
-from llava_ial.models.photo_memory import PhotoMemory, address_scores
 from llava_ial.records import name_key
 
 ZERO_SHOT = "zero-shot"
@@ -98,37 +96,28 @@ class Baselines:
         self, asked: Sequence[Sample], known: Sequence[Sample], gallery: torch.Tensor, way: Way
     ) -> torch.Tensor:
         """Scores ``(N, C)`` of readable photos, located as the measured model locates."""
-        classes = self._classes(known)
-        features = self._look(known, way.views, "baselines: training photos' views")
-        num_views = features.shape[1] if features.ndim == 3 else 1
-        panoramas, photos = (
-            torch.tensor([name_key(name) for name in names]).repeat_interleave(num_views)
-            for names in ([s.photo.panorama for s in known], [s.photo.image_id for s in known])
+        encoder = Encoder(
+            self._clip, self._image_processor, self._tokenizer, None, self._dataset.gallery, gallery, way.views
         )
-        memory = PhotoMemory(
-            features.flatten(0, -2), classes.repeat_interleave(num_views), panoramas, photos, way.memory_weight,
-            way.memory_sharpness * self._clip.logit_scale,
+        place = {sample.photo.image_id: i for i, sample in enumerate(self._dataset.samples("train"))}
+        row = torch.tensor([place[sample.photo.image_id] for sample in known])
+        features = self._look(Locator(encoder), known, "baselines: training photos' views")
+        photos = PhotoFeatures(row, features, self._classes(known), torch.zeros(len(row), 2))
+        memory = remember(
+            self._dataset, photos.map(lambda tensor: tensor.to(gallery.device)), weight=way.memory_weight,
+            sharpness=way.memory_sharpness * self._clip.logit_scale,
         )  # fmt: skip
-        own = torch.tensor([name_key(sample.photo.panorama) for sample in asked])
-        views, texts = self._look(asked, way.views, "baselines: photos' views"), gallery.cpu()
-        starts = range(0, len(asked), _PHOTOS_AT_A_TIME)
-        parts = [slice(start, start + _PHOTOS_AT_A_TIME) for start in starts]
-        scale = self._clip.logit_scale
-        return torch.cat([address_scores(views[p], texts, memory, own[p], logit_scale=scale) for p in parts])
+        locator = Locator(replace(encoder, memory=memory))
+        own = torch.tensor([name_key(sample.photo.panorama) for sample in asked], device=gallery.device)
+        return locator.scores(self._look(locator, asked, "baselines: photos' views").to(gallery.device), own).cpu()
 
-    @torch.no_grad()
-    def _look(self, samples: Sequence[Sample], views: str, title: str) -> torch.Tensor:
-        """``(N, D)`` of readable photos; ``(N, V, D)`` where views are kept apart. At 16 bits where that is faster."""
-        device, count = self._clip.clip.device, NUM_VIEWS[views]
+    def _look(self, locator: Locator, samples: Sequence[Sample], title: str) -> torch.Tensor:
+        """As of ``Locator.photo_features``, on the CPU; at 16 bits where that is faster."""
+        files = [self._dataset.image_file(sample.photo.image_path) for sample in samples]
         rows = []
-        step = max(1, 2 * _PHOTOS_AT_A_TIME // count)  # views at a time that stay in a CPU's caches
-        for start in tqdm(range(0, len(samples), step), desc=title, unit=" batches"):
-            files = [self._dataset.image_file(sample.photo.image_path) for sample in samples[start : start + step]]
-            seen = [view for file in files for view in views_of(load_photo(file), views)]
-            pixels = self._image_processor(seen, return_tensors="pt")["pixel_values"].to(device)
-            pixels = pixels.reshape(-1, count, *pixels.shape[1:])
-            with torch.autocast(device.type, torch.bfloat16, enabled=self._is_half):
-                rows.append(self._clip.encode_views(pixels, apart=views == PARTS).float().cpu())
+        with torch.autocast(self._clip.clip.device.type, torch.bfloat16, enabled=self._is_half):
+            for start in tqdm(range(0, len(files), _PHOTOS_AT_A_TIME), desc=title, unit=" batches"):
+                rows.append(locator.photo_features(files[start : start + _PHOTOS_AT_A_TIME]).cpu())
         return torch.cat(rows)
 
     def _classes(self, samples: Sequence[Sample]) -> torch.Tensor:
