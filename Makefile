@@ -27,10 +27,12 @@ setup: $(READY)  ## make .venv and install the project into it
 
 $(READY): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "error: no $(PYTHON); install Python 3.11 or newer, or name one: make PYTHON=python3.12" >&2; exit 2; }
-	@command -v c++ >/dev/null || command -v g++ >/dev/null || { echo "error: no C++ compiler; DeepSpeed compiles at its first start: apt-get install g++ (Debian, Ubuntu) or dnf install gcc-c++ (Fedora)" >&2; exit 2; }
+	@command -v c++ >/dev/null || command -v g++ >/dev/null || { echo "error: no C++ compiler, which DeepSpeed needs: apt-get install g++ (Debian, Ubuntu) or dnf install gcc-c++ (Fedora)" >&2; exit 2; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@echo "compiling what DeepSpeed needs on CPUs, about a minute"
+	@PATH="$(CURDIR)/$(BIN):$$PATH" DS_ACCELERATOR=cpu $(BIN)/python -c 'from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder as Builder; Builder().load(verbose=False)'
 	touch $@
 
 demo: $(READY)  ## everything on an invented town, then the chat (SEED=7 PRESET=short|long SERVE=0 stops before it)

@@ -11,6 +11,7 @@ run from its newest checkpoint.
 
 import os
 import sys
+import warnings
 from pathlib import Path
 
 # Read when torch is imported, so it stands above that: threads that spin for each other starve the other process.
@@ -80,6 +81,8 @@ def train(run: LlavaRun | ImageTextRun) -> None:
     checkpoints = complete_checkpoints(run.output)
     if checkpoints:
         say(f"continues from {checkpoints[-1]}")
+    # DeepSpeed calls it by its old name in every step; newer releases of torch say so every time.
+    warnings.filterwarnings("ignore", r".*all_gather_into_tensor. is deprecated", FutureWarning)
     with StopRequest() as stop_request:
         trainer = (ImageTextTrainer if is_other else LlavaTrainer)(run, stop_request)
         trainer.train(resume_from_checkpoint=str(checkpoints[-1]) if checkpoints else None)
