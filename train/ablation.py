@@ -30,6 +30,7 @@ from llava_ial.evaluation.ways import EncodedCity
 from llava_ial.locating import Way
 from llava_ial.manifest import FolderState, claim_folder, publish_manifest, write_json, write_text
 from llava_ial.models.address_clip import load_dual_encoder
+from llava_ial.models.half_precision import AUTO
 from llava_ial.models.identity import hash_tensors
 from llava_ial.training.clip_settings import ClipSettings
 from train.ablation_settings import PROMPTS, AblationSettings, slug
@@ -167,7 +168,8 @@ class Ablation:
         result.add(seed, *self._measured(*ranks), **cost)
 
     def _encode(self, model: str) -> EncodedCity:
-        return EncodedCity(model, self.dataset, device="cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return EncodedCity(model, self.dataset, device=device, precision=AUTO)
 
     def _measured(
         self, sub_street: torch.Tensor, street: torch.Tensor
