@@ -108,6 +108,8 @@ def test_methods_are_run_once_each_and_measured_alike(tmp_path: Path, monkeypatc
     assert runs == {"addressclip-3", "multi-3", "clip_coop-3"}  # views and memory need no training of their own
     tuned = json.loads((output / "results" / "addressclip.json").read_text())
     stored = json.loads((output / "runs" / "addressclip-3" / "manifest.json").read_text())
+    places = json.loads((output / "ranks" / "addressclip.json").read_text())["3"]
+    assert sum(piece == 1 for piece, _ in places.values()) == tuned["metrics"]["3"]["SSA@1"] * len(places)
     assert set(tuned["metrics"]["3"]) <= set(stored["config"]) | {"num_photos", "SSA@1", "SSA@5", "SA@1", "SA@5"}
     assert tuned["costs"]["3"]["seconds"] > 0 < tuned["costs"]["3"]["peak_bytes"]
     viewed = json.loads((output / "results" / "three_views_and_memory.json").read_text())

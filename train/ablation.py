@@ -2,10 +2,10 @@
 
     python -m train.ablation --config train/configs/ablation_toy.yaml --data DATA --base CLIP --output OUTPUT
 
-Writes results/METHOD.json, one for each method (what was measured for each seed, seconds, memory), and tables.md: the
-means over seeds beside the published figures, with a paired test against AddressCLIP. The same command continues: what
-is finished is not run again. Methods that differ only in how a finished encoder locates photos (--views,
---memory_weight) share its training.
+Writes results/METHOD.json, one for each method (what was measured for each seed, seconds, memory), ranks/METHOD.json
+(places of the truth for each photo), and tables.md: the means over seeds beside the published figures, with a paired
+test against AddressCLIP. The same command continues: what is finished is not run again. Methods that differ only in how
+a finished encoder locates photos (--views, --memory_weight) share its training.
 """
 
 import os
@@ -94,15 +94,32 @@ class Ablation:
         results = []
         for name in (progress := tqdm(names, desc="methods")):
             progress.set_postfix_str(name)
-            path = self._result_file(name)
-            if not path.exists():
-                path.parent.mkdir(exist_ok=True)
-                write_json(path, asdict(self._run_method(name, searched.get(name))))
-            results.append(MethodResult(**json.loads(path.read_text(encoding="utf-8"))))
+            if not self._result_file(name).exists():
+                self._write(self._run_method(name, searched.get(name)))
+            results.append(self._read(name))
         return results
 
     def _result_file(self, name: str) -> Path:
         return self.settings.output / "results" / f"{slug(name)}.json"
+
+    def _ranks_file(self, name: str) -> Path:
+        return self.settings.output / "ranks" / f"{slug(name)}.json"
+
+    def _write(self, result: MethodResult) -> None:
+        figures = asdict(result)
+        # The result says that the method is finished, so it comes last.
+        for path, value in (
+            (self._ranks_file(result.name), figures.pop("ranks")),
+            (self._result_file(result.name), figures),
+        ):
+            path.parent.mkdir(exist_ok=True)
+            write_json(path, value)
+
+    def _read(self, name: str) -> MethodResult:
+        figures, ranks = (
+            json.loads(path.read_text(encoding="utf-8")) for path in (self._result_file(name), self._ranks_file(name))
+        )
+        return MethodResult(**figures, ranks=ranks)
 
     def _start(self, name: str) -> None:
         """Puts the trainings of a method into the queue."""
