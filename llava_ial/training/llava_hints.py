@@ -25,8 +25,8 @@ from llava_ial.locating import Locator
 from llava_ial.records import ConversationRecord, name_key
 
 _MOST_NOISE = 3.0
-# As many photos say well enough how often the encoder is right.
-_PHOTOS_TO_FIT = 1024
+# As many photos say well enough how often the encoder is right: to some two points, as a split of validation does.
+_PHOTOS_TO_FIT = 384
 _SCORED_AT_A_TIME = 1024
 _PHOTOS_AT_A_TIME = 64
 
