@@ -46,6 +46,8 @@ from llava_ial.training.seeds import seed_everything
 
 def main() -> None:
     """Reads the settings, checks everything, trains."""
+    # DeepSpeed calls them by their old names in every step; newer releases of torch say so every time.
+    warnings.filterwarnings("ignore", r".torch\.distributed\.(all_gather|reduce_scatter)\w*. is", FutureWarning)
     settings, arguments = parse_config(LlavaSettings, LlavaArguments, description=__doc__ or "")
     settings.refuse_impossible(is_measured=is_measured(arguments))
     distributed.refuse_wrong_world_size(settings.num_processes, arguments.world_size)
@@ -81,8 +83,6 @@ def train(run: LlavaRun | ImageTextRun) -> None:
     checkpoints = complete_checkpoints(run.output)
     if checkpoints:
         say(f"continues from {checkpoints[-1]}")
-    # DeepSpeed calls it by its old name in every step; newer releases of torch say so every time.
-    warnings.filterwarnings("ignore", r".*all_gather_into_tensor. is deprecated", FutureWarning)
     with StopRequest() as stop_request:
         trainer = (ImageTextTrainer if is_other else LlavaTrainer)(run, stop_request)
         trainer.train(resume_from_checkpoint=str(checkpoints[-1]) if checkpoints else None)
