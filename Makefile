@@ -28,6 +28,7 @@ setup: $(READY)  ## make .venv and install the project into it
 $(READY): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "error: no $(PYTHON); install Python 3.11 or newer, or name one: make PYTHON=python3.12" >&2; exit 2; }
 	@command -v c++ >/dev/null || command -v g++ >/dev/null || { echo "error: no C++ compiler, which DeepSpeed needs: apt-get install g++ (Debian, Ubuntu) or dnf install gcc-c++ (Fedora)" >&2; exit 2; }
+	@$(PYTHON) -c 'import os, sys, sysconfig; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' || { echo "error: no Python.h for $(PYTHON), which DeepSpeed needs: apt-get install python3-dev (Debian, Ubuntu) or dnf install python3-devel (Fedora)" >&2; exit 2; }
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
