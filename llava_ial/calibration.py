@@ -48,6 +48,7 @@ class Calibration:
         refused_here: Share of the city's photos that are taken for another place.
         num_elsewhere: Photos of other places; 0 if there were none to measure with.
         accepted_elsewhere: Share of those that are taken for this city; None if there were none.
+        address_error: As ``calibration_error``, of the best address's probability.
     """
 
     temperature: float
@@ -61,6 +62,7 @@ class Calibration:
     refused_here: float
     num_elsewhere: int
     accepted_elsewhere: float | None
+    address_error: float = float("nan")
 
 
 def calibrate(
@@ -85,7 +87,8 @@ def calibrate(
     if not len(logits):
         raise UserError("calibration needs photos that the encoder was not trained on; this split has none")
     temperature = fit_temperature(logits, true_class)
-    shares = street_shares(softmax(logits / temperature), street_of_class)  # (N, S)
+    probabilities = softmax(logits / temperature)  # (N, C)
+    shares = street_shares(probabilities, street_of_class)  # (N, S)
     confidence = shares.max(axis=1)
     is_right = shares.argmax(axis=1) == street_of_class[true_class]
     sure_from = choose_sure_from(confidence, is_right)
@@ -103,6 +106,7 @@ def calibrate(
         refused_here=float((best_cosine < here_from).mean()),
         num_elsewhere=len(elsewhere_cosine),
         accepted_elsewhere=float((elsewhere_cosine >= here_from).mean()) if len(elsewhere_cosine) else None,
+        address_error=calibration_error(probabilities.max(axis=1), probabilities.argmax(axis=1) == true_class),
     )
 
 

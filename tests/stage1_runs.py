@@ -54,15 +54,23 @@ def same_results(a: Path, b: Path) -> None:
 
 
 class Interrupter:
-    """Stands in for the progress line and does something at one step."""
+    """Stands in for a function, the progress line for one, and does something at one of its calls.
 
-    def __init__(self, step: int, action: Callable[[], None]) -> None:
-        self.step, self.action, self.num_calls = step, action, 0
+    Args:
+        step: Which call.
+        action: What is done then, before what it stands for.
+        stands_for: Called each time.
+    """
 
-    def __call__(self, *_: object) -> None:
+    def __init__(self, step: int, action: Callable[[], None], stands_for: Callable[..., Any] | None = None) -> None:
+        self.step, self.action, self.stands_for, self.num_calls = step, action, stands_for, 0
+
+    def __call__(self, *arguments: Any, **options: Any) -> None:
         self.num_calls += 1
         if self.num_calls == self.step:
             self.action()
+        if self.stands_for:
+            self.stands_for(*arguments, **options)
 
 
 def interrupt() -> None:

@@ -16,10 +16,11 @@ from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel, CLIPProce
 from llava_ial.data.dataset import IALDataset
 from llava_ial.data.images import load_photo
 from llava_ial.errors import UserError
+from llava_ial.inference import AddressPredictor
 from llava_ial.manifest import file_hash, read_manifest
 from llava_ial.models.address_clip import MAX_LOG_LOGIT_SCALE, AddressCLIP
 from llava_ial.models.identity import hash_tensors, tower_hash
-from llava_ial.training import clip_run
+from llava_ial.training import clip_run, clip_step
 from llava_ial.training.clip_run import refuse_unsuited
 from tests.stage1_runs import RESULT_FILES, broken_photo, lines, train, world
 from tests.tiny_world import TinyWorld, build_tiny_dataset
@@ -193,9 +194,15 @@ def test_trackers_get_the_log_and_missing_ones_are_refused(tmp_path: Path, train
     output = train(tmp_path / "a", trackers="memory", num_epochs=1)
     (_, config), *logged = MemoryTracker.told
     assert config["batch_size"] == "4"
-    assert [(step, values["loss"]) for step, values in logged] == [
+    assert [(step, values["loss"]) for step, values in logged if "loss" in values] == [
         (e["step"], e["loss"]) for e in lines(output, "loss")
     ]
+    (entry,) = lines(output, "split")
+    (measured,) = [(step, values) for step, values in logged if "loss" not in values]
+    assert measured == (
+        entry["step"],
+        {f"train/{name}": entry[name] for name in entry if name not in ("step", "split")},
+    )
 
 
 def test_locked_towers_stay_and_the_rest_moves(tmp_path: Path, train, world):
@@ -203,6 +210,39 @@ def test_locked_towers_stay_and_the_rest_moves(tmp_path: Path, train, world):
     before, after = (load_file(folder / "model.safetensors") for folder in (world / "base", output))
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved == {"visual_projection.weight", "text_projection.weight", "logit_scale"}
+
+
+def test_recomputed_activations_give_the_same_gradients(tmp_path: Path, train):
+    plain, recomputed = (train(tmp_path / f"{on}", num_epochs=2, gradient_checkpointing=on) for on in (False, True))
+    one, other = (load_file(folder / "model.safetensors") for folder in (plain, recomputed))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_large_batch_is_compared_some_rows_at_a_time_with_the_same_gradients(tmp_path: Path, train, monkeypatch):
+    options = {"num_epochs": 2, "batch_size": 8, "photo_weight": 0.5, "street_weight": 0.3, "photo_queue": 8}
+    whole = train(tmp_path / "whole", **options)
+    with monkeypatch.context() as patch:
+        patch.setattr(clip_step, "_MOST_PAIRS", 8 * 3)  # three rows of the first batch, one of those with a queue
+        parts = train(tmp_path / "parts", **options)
+    for one, other in zip(lines(whole, "loss"), lines(parts, "loss"), strict=True):
+        for name in (name for name in one if name.endswith("loss") or name == "gradient_norm"):
+            assert one[name] == pytest.approx(other[name], rel=1e-4)
+
+
+def test_probabilities_are_calibrated_where_it_was_measured(trained: Path, world: Path, tmp_path: Path):
+    calibration = json.loads((trained / "calibration.json").read_text())
+    assert calibration["num_photos"] == 8  # of the first of --eval_splits
+    assert 0 <= calibration["address_error"] <= 1
+    card = (trained / "README.md").read_text()
+    assert f"temperature {calibration['temperature']:.2f}, fitted on 8 photos" in card
+    shutil.copytree(trained, tmp_path / "moved")
+    predictor = AddressPredictor.from_pretrained(tmp_path / "moved")
+    assert predictor.calibration.temperature == calibration["temperature"]
+    dataset = IALDataset(world / "data")
+    photo = dataset.image_file(dataset.samples("train")[0].photo.image_path)
+    cosines = predictor.cosines([photo])
+    expected = (predictor.logit_scale / calibration["temperature"] * cosines).softmax(dim=-1).amax()
+    assert predictor.locate(photo, top_k=1)[0].probability == pytest.approx(float(expected), rel=1e-5)
 
 
 def test_losses_without_captions_or_geography_and_other_positives_train_too(tmp_path: Path, train):

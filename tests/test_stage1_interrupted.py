@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -68,6 +70,54 @@ def test_sigterm_saves_and_the_same_command_goes_on(tmp_path: Path, train, monke
     assert [path.name for path in complete_checkpoints(tmp_path / "parts")] == ["step-000005"]
     same_results(whole, train(tmp_path / "parts"))
     assert "continues from" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"memory_weight": 3, "eval_every": 5, "publish": "best"}], ids=["plain", "best"]
+)
+def test_a_run_killed_while_it_finishes_needs_no_further_step(tmp_path: Path, train, monkeypatch, options):
+    whole = train(tmp_path / "whole", **options)
+    with monkeypatch.context() as patch:
+        last = Interrupter(1, interrupt, clip_progress.write_json)  # of run.json, when all else is computed
+        patch.setattr(clip_progress, "write_json", last)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / "parts", **options)
+    assert [path.name for path in complete_checkpoints(tmp_path / "parts")] == ["step-000016"]
+    with monkeypatch.context() as patch:
+        patch.setattr(stage1_clip, "train_step", None)  # not one more
+        train(tmp_path / "parts", **options)
+    same_results(whole, tmp_path / "parts")
+    assert complete_checkpoints(tmp_path / "parts") == []
+
+
+def test_sigterm_while_it_finishes_ends_it_with_exit_code_0():
+    code = (
+        "import os, signal\n"
+        "from llava_ial.training.interruption import LeaveOnRequest\n"
+        "with LeaveOnRequest('continue with the same command'):\n"
+        "    os.kill(os.getpid(), signal.SIGTERM)\n"
+        "    raise SystemExit(3)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "continue with the same command\n")
+
+
+def test_a_checkpoint_says_which_state_its_figures_are_of(tmp_path: Path, train, monkeypatch):
+    options = {"num_epochs": 4, "eval_every": 3, "checkpoint_every": 5, "keep_checkpoints": 9}
+    output = train(tmp_path / "whole", **options)
+    measured = {entry["step"]: entry["alignment"] for entry in lines(output, "split")}
+    (checkpoint,) = complete_checkpoints(output)
+    manifest = read_manifest(checkpoint, "address_clip")
+    assert (manifest["step"], manifest["measured_step"]) == (5, 3)
+    assert manifest["metrics"]["train"]["alignment"] == measured[3]
+    assert "## Measured after step 3\n" in (checkpoint / "README.md").read_text()
+    with monkeypatch.context() as patch:
+        patch.setattr(stage1_clip, "show", Interrupter(4, interrupt))
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / "parts", **{**options, "checkpoint_every": 4})
+    again = train(tmp_path / "parts", **options)
+    for name in ("manifest.json", "README.md", "model.safetensors"):
+        assert (again / "checkpoints" / checkpoint.name / name).read_bytes() == (checkpoint / name).read_bytes()
 
 
 def test_a_finished_run_is_not_trained_again_and_another_is_refused(tmp_path: Path, train, capsys):

@@ -23,6 +23,14 @@ TWO_PROCESSES = (
     "--multi_gpu", "--num_processes", "2", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no",
     "--main_process_port", "0",
 )  # fmt: skip
+FSDP = (
+    "--config_file",
+    str(ROOT / "train" / "configs" / "fsdp2.yaml"),
+    "--num_processes",
+    "2",
+    "--main_process_port",
+    "0",
+)
 SETTINGS = (
     "--cpu=True", "--num_workers=0", "--num_epochs=6", "--batch_size=7", "--learning_rate=1e-3", "--log_every=1",
     "--eval_splits=train", "--checkpoint_every=4",
@@ -101,6 +109,17 @@ def test_the_paper_can_be_had_over_any_config():
     assert plain.with_preset() is plain
     with pytest.raises(UserError, match="--preset some: allowed: none, paper"):
         replace(plain, preset="some").with_preset()
+
+
+def test_over_the_demos_config_the_paper_leaves_what_it_does_not_state():
+    places = ["--data=a", "--base=b", "--output=c"]
+    config = ["--config", str(ROOT / "train" / "configs" / "stage1_demo.yaml"), "--preset=paper"]
+    (settings,) = parse_config(ClipSettings, description="", argv=[*config, *places])
+    (plain,) = parse_config(ClipSettings, description="", argv=places)
+    paper, default = settings.with_preset().identity(), plain.identity()
+    unstated = {"min_crop_area", "colour_jitter", "white_balance_jitter", "mixed_precision", "photo_queue",
+                "memory_sharpness", "log_every", "num_processes"}  # fmt: skip
+    assert {name for name in paper if paper[name] != default[name]} <= unstated
 
 
 @pytest.mark.parametrize(
@@ -188,8 +207,9 @@ def test_bfloat16_trains_float32_weights(world: Path, tmp_path: Path):
         (TWO_PROCESSES, ["--num_processes=1"], "2 process"),
         (TWO_PROCESSES, ["--num_processes=2", "--cpu=False"], "--cpu true"),
         (TWO_PROCESSES, ["--num_processes=2", "--data=/nowhere"], "/nowhere: no manifest"),
+        (FSDP, ["--num_processes=2"], "FSDP shards nothing on the CPU"),
     ],
-    ids=["one instead of two", "two instead of one", "two that do not meet", "data"],
+    ids=["one instead of two", "two instead of one", "two that do not meet", "data", "nothing would be sharded"],
 )
 def test_traps_of_the_launcher_are_refused(world: Path, tmp_path: Path, launch, arguments, why):
     done = accelerate(launch, *places(world, tmp_path / "out"), *SETTINGS, *arguments)

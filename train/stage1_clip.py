@@ -35,6 +35,7 @@ from llava_ial.manifest import FolderState
 from llava_ial.models.half_precision import choose_precision
 from llava_ial.training.clip_progress import (
     claim,
+    end_trackers,
     finish,
     is_due,
     measure,
@@ -50,7 +51,7 @@ from llava_ial.training.clip_run import ClipRun, build_loader, build_run, descri
 from llava_ial.training.clip_settings import ClipSettings
 from llava_ial.training.clip_step import batch_losses, losses_of_everyone, model_inputs, to_device
 from llava_ial.training.feature_cache import cached_backward, split_inputs
-from llava_ial.training.interruption import StopRequest
+from llava_ial.training.interruption import LeaveOnRequest, StopRequest
 from llava_ial.training.optim import learning_rate_at, set_learning_rate
 from llava_ial.training.seeds import seed_everything, seed_step
 from llava_ial.training.train_log import TrainLog
@@ -80,9 +81,10 @@ def train(run: ClipRun) -> None:
     settings, num_steps = run.settings, run.num_steps
     start_step = resume(run)
     prepare(run)
-    log = TrainLog(settings.output / "train_log.jsonl", last_step=start_step, is_active=distributed.is_main_process())
+    is_main = distributed.is_main_process()
+    log = TrainLog(settings.output / "train_log.jsonl", last_step=start_step, is_active=is_main)
     run.accelerator.init_trackers("address_clip", config={name: str(value) for name, value in run.identity.items()})
-    progress = tqdm(total=num_steps, initial=start_step, unit="step", disable=not distributed.is_main_process())
+    progress = tqdm(total=num_steps, initial=start_step, unit="step", disable=not is_main)
     run.model.train()
     with StopRequest() as stop_request, progress:
         for step, batch in enumerate(build_loader(run, start_step), start=start_step):
@@ -102,15 +104,15 @@ def train(run: ClipRun) -> None:
                 run.accelerator.log(values, step=done)
             if done == num_steps or is_due(done, settings.eval_every):
                 measure(run, log, done)
-            if done < num_steps and (must_stop or is_due(done, settings.checkpoint_every)):
+            if done == num_steps or must_stop or is_due(done, settings.checkpoint_every):
                 save_checkpoint(run, done)
             if must_stop and done < num_steps:
                 say(f"stopped at step {done} of {num_steps} as asked; the same command continues it")
+                end_trackers(run)
                 return
-    finish(run, num_steps - start_step)
-    # Not end_training(), which also leaves the process group, while the DDP wrapper still holds it: see shut_down.
-    for tracker in run.accelerator.trackers:
-        tracker.finish()
+    with LeaveOnRequest(f"stopped while finishing {settings.output}; the same command continues it" * is_main):
+        finish(run, num_steps - start_step)
+    end_trackers(run)
 
 
 def train_step(run: ClipRun, batch: dict[str, Any], step: int) -> dict[str, float]:

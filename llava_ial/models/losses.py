@@ -3,7 +3,8 @@
     L = 1.0 * image_address_loss + 0.2 * image_caption_loss + 0.8 * image_geography_loss
 
 All are computed over the whole batch of all processes, in float32 outside autocast. Each process computes the rows of
-its own photos and texts against the columns of all, so memory grows with the batch, not with its square.
+its own photos and texts against the columns of all; ``clip_step`` takes few rows at a time where a batch is large, so
+that memory grows with the batch, not with its square.
 
 Which pairs count as positive in the contrastive losses with addresses and captions is a choice (``POSITIVES``). A city
 has fewer addresses than a batch has photos, so several photos of a batch share an address for certain:

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from llava_ial.calibration import Calibration
+
 _CARD = """---
 library_name: transformers
 pipeline_tag: zero-shot-image-classification
@@ -26,7 +28,7 @@ predictor.locate(photo, top_k=5)                                  # addresses wi
 predictor.locate(photo, candidates=["Old Town", "Riverside"])     # any texts
 ```
 
-## Measured after step {step}
+## Measured after step {measured_step}
 
 {metrics}
 
@@ -42,14 +44,18 @@ data set and base are in `manifest.json`.
 
 ## Limits
 
-It knows the streets of its training photos and puts every photo on one of them, also one of another city. Probabilities
-are those of a softmax over the candidates. Places change; photos of a season or year it never saw are harder. Where
+It knows the streets of its training photos and puts every photo on one of them, also one of another city.
+{probabilities} Places change; photos of a season or year it never saw are harder. Where
 somebody lives or stood is personal: do not locate photos of people without their consent.
 """
 _REMEMBERED = """
 
 `AddressPredictor` also compares a photo with `photo_memory.safetensors`, the features of the training photos; `plain`
 figures are without. Hand it on only as you would hand on a list of where these photos were taken."""
+_UNCALIBRATED = "Probabilities are those of a softmax over the candidates, as confident as training made it."
+_CALIBRATED = """Probabilities are calibrated (temperature {temperature:.2f}, fitted on {num_photos} photos it was not
+trained on, if the split was none of training): that of the best address is {address_error:.1%} off in the mean
+(expected calibration error, on the same photos), that of the best street {calibration_error:.1%}."""
 _SHOWN_SETTINGS = (
     "num_epochs", "batch_size", "learning_rate", "address_weight", "caption_weight", "geography_weight",
     "street_weight", "neighbourhood_weight", "photo_weight", "positives", "max_per_address", "image_tower",
@@ -60,35 +66,38 @@ _SHOWN_SETTINGS = (
 def format_card(
     *,
     base: str,
-    step: int,
+    measured_step: int,
     num_photos: int,
     num_addresses: int,
     num_skipped: int,
     metrics: Mapping[str, Mapping[str, float]],
     settings: Mapping[str, Any],
     has_memory: bool = False,
+    calibration: Calibration | None = None,
 ) -> str:
     """The card as Markdown.
 
     Args:
         base: Of the tuning, as the manifest names it.
-        step: That the weights are of.
+        measured_step: That the metrics are of.
         num_photos: Trained on.
         num_addresses: Of the gallery.
         num_skipped: Photos that could not be read.
         metrics: By split; may be empty.
         settings: Of the run.
         has_memory: The folder holds features of the training photos.
+        calibration: Of the probabilities, None for none.
     """
     return _CARD.format(
         base=base,
-        step=step,
+        measured_step=measured_step,
         num_photos=num_photos,
         num_addresses=num_addresses,
         num_skipped=num_skipped,
         metrics=_table(metrics) if metrics else "Nothing was measured yet.",
         settings="\n".join(f"- {name}: {settings[name]}" for name in _SHOWN_SETTINGS if name in settings),
         remembered=_REMEMBERED if has_memory else "",
+        probabilities=_CALIBRATED.format(**vars(calibration)) if calibration else _UNCALIBRATED,
     )
 
 

@@ -3,6 +3,7 @@
     config.json  model.safetensors  tokenizer*  preprocessor_config.json      CLIPModel, CLIPVisionModel, CLIPProcessor
     gallery/part-00000.parquet  gallery_embeddings.safetensors                the candidate addresses and their features
     photo_memory.safetensors                                                  of the training photos, if they count too
+    calibration.json                                                          what its probabilities are worth
     metrics.json  README.md  manifest.json                                    what it measured, model card, what it is
 
 A checkpoint is such a folder too, with ``training_state.pt`` to go on from.
@@ -19,6 +20,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase
 
+from llava_ial.calibration import Calibration, save_calibration
 from llava_ial.data.dataset import IALDataset
 from llava_ial.data.views import ONE
 from llava_ial.errors import UserError
@@ -61,9 +63,11 @@ class ClipFolderWriter:
         metrics: Mapping[str, Mapping[str, float]],
         *,
         step: int,
+        measured_step: int,
         skipped: Sequence[str] = (),
         lies_in: Path | None = None,
         memory: PhotoMemory | None = None,
+        calibration: Calibration | None = None,
     ) -> None:
         """Writes model, processor, gallery and metrics, and the manifest last.
 
@@ -73,9 +77,11 @@ class ClipFolderWriter:
             gallery_embeddings: ``(C, D)``, in the order of the gallery, length one.
             metrics: Per split.
             step: Finished steps that the weights are of.
+            measured_step: Finished steps of the weights that the metrics are of.
             skipped: Photos that could not be read.
             lies_in: Where the folder will lie, if it is renamed afterwards; the base is named relative to it.
             memory: Of the training photos, None for none.
+            calibration: Of the probabilities, None for none.
         """
         base = base_reference(self.base, lies_in or folder)
         clip.save_pretrained(folder)
@@ -89,9 +95,13 @@ class ClipFolderWriter:
             remembered = {"memory": {"weight": memory.weight, "sharpness": memory.sharpness},
                           "memory_hash": file_hash(save_memory(folder, memory))}  # fmt: skip
         write_json(folder / "metrics.json", metrics)
+        hashes = {"tower_hash": tower_hash(clip.vision_model), "gallery_hash": self.dataset.gallery_hash}
+        if calibration:
+            save_calibration(folder, calibration, hashes)
         card = format_card(
-            base=base, step=step, num_photos=self.num_photos, num_addresses=len(self.dataset.gallery),
+            base=base, measured_step=measured_step, num_photos=self.num_photos, num_addresses=len(self.dataset.gallery),
             num_skipped=len(skipped), metrics=metrics, settings=self.identity, has_memory=memory is not None,
+            calibration=calibration,
         )  # fmt: skip
         write_text(folder / "README.md", card)
         publish_manifest(
@@ -100,12 +110,12 @@ class ClipFolderWriter:
             self.identity,
             parents=self.parents,
             base=base,
-            tower_hash=tower_hash(clip.vision_model),
-            gallery_hash=self.dataset.gallery_hash,
+            **hashes,
             views=self.identity.get("views", ONE),
             **remembered,
             metrics=metrics,
             step=step,
+            measured_step=measured_step,
             photos_skipped=list(skipped),
         )
 

@@ -1,9 +1,14 @@
 """What is measured of an encoder while it trains, and which of its states is the best one."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
+import numpy as np
+import torch
+
 from llava_ial import distributed
+from llava_ial.calibration import Calibration, calibrate
 from llava_ial.data.views import ONE
 from llava_ial.errors import UserError
 from llava_ial.evaluation.feature_space import alignment, distance_correlation, uniformity
@@ -11,11 +16,13 @@ from llava_ial.evaluation.locate import PhotoFeatures, address_ranks, encode_pho
 from llava_ial.evaluation.retrieval import retrieval_metrics, street_classes
 from llava_ial.evaluation.wordings import TRAINED, UNTRAINED, gallery_texts
 from llava_ial.models.address_clip import AddressCLIP
-from llava_ial.models.photo_memory import PhotoMemory
+from llava_ial.models.photo_memory import PhotoMemory, address_scores
 from llava_ial.training.clip_run import ClipRun
 
 # Pairs grow with the square; so many photos, evenly over a split, say enough of the space.
 _MAX_PHOTOS_IN_PAIRS = 1000
+# A temperature is one number: so many photos, evenly over a split, fit it.
+_MOST_CALIBRATED, _CALIBRATED_AT_A_TIME = 2000, 64
 JUDGED_BY = "SSA@1"
 
 
@@ -56,17 +63,33 @@ def measure_splits(run: ClipRun) -> dict[str, dict[str, float]]:
     return metrics
 
 
-def measure_located(run: ClipRun, model: AddressCLIP, memory: PhotoMemory | None) -> dict[str, dict[str, float]]:
+def measure_located(
+    run: ClipRun, model: AddressCLIP, memory: PhotoMemory | None, photos: Mapping[str, PhotoFeatures]
+) -> dict[str, dict[str, float]]:
     """``SSA@k`` and ``SA@k`` of each split as the finished folder locates photos: by all views, with the memory."""
     gallery = model.embed_texts([record.verbose for record in run.dataset.gallery], run.tokenizer)
     streets = street_classes([record.address.street_key for record in run.dataset.gallery])
-    found = {}
-    for split in run.settings.eval_splits:
-        photos = features_of_split(run, split, model=model, views=run.settings.views)
-        found[split] = retrieval_metrics(
-            *address_ranks(photos, gallery, streets, logit_scale=model.logit_scale, memory=memory)
-        )
-    return found
+    ranks = partial(address_ranks, logit_scale=model.logit_scale, memory=memory)
+    return {split: retrieval_metrics(*ranks(some, gallery, streets)) for split, some in photos.items()}
+
+
+@torch.no_grad()
+def calibrate_located(
+    run: ClipRun, model: AddressCLIP, memory: PhotoMemory | None, photos: PhotoFeatures
+) -> Calibration | None:
+    """What the probabilities of the finished folder are worth, measured on photos of a split; None without a photo."""
+    every = -(-len(photos.features) // _MOST_CALIBRATED)
+    if not every:
+        return None
+    few = photos.map(lambda tensor: tensor[::every])
+    gallery = model.embed_texts([record.verbose for record in run.dataset.gallery], run.tokenizer)
+    parts = torch.split(few.features, _CALIBRATED_AT_A_TIME)
+    scores = torch.cat([address_scores(part, gallery, memory, logit_scale=model.logit_scale).cpu() for part in parts])
+    scores = scores.double()
+    return calibrate(
+        (model.logit_scale * scores).numpy(), scores.amax(dim=1).numpy(), few.address_id.cpu().numpy(),
+        street_classes([record.address.street_key for record in run.dataset.gallery]).numpy(), np.zeros(0),
+    )  # fmt: skip
 
 
 def remember_photos(run: ClipRun, model: AddressCLIP) -> PhotoMemory | None:

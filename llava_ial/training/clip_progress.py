@@ -1,5 +1,6 @@
 """What a run of stage 1 does between its steps: measure, save, show, continue, end."""
 
+import shutil
 import time
 from functools import partial
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 from llava_ial import distributed
+from llava_ial.calibration import Calibration
 from llava_ial.config import save_config
 from llava_ial.data.views import ONE
 from llava_ial.errors import UserError
@@ -23,7 +25,14 @@ from llava_ial.training.checkpoints import (
     remove_old_checkpoints,
 )
 from llava_ial.training.clip_folder import KIND, ClipFolderWriter, load_training_state, save_training_state
-from llava_ial.training.clip_measure import JUDGED_BY, measure_located, measure_splits, remember_photos
+from llava_ial.training.clip_measure import (
+    JUDGED_BY,
+    calibrate_located,
+    features_of_split,
+    measure_located,
+    measure_splits,
+    remember_photos,
+)
 from llava_ial.training.clip_run import ClipRun
 from llava_ial.training.sharded import gather_optimizer, gather_weights, load_weights, spread_optimizer
 from llava_ial.training.train_log import TrainLog
@@ -68,6 +77,7 @@ def _load_checkpoint(run: ClipRun, folder: Path) -> int:
     if run.queue:
         run.queue.load(state["queue"], run.accelerator.device)
     run.skipped, run.best = dict(state["skipped"]), dict(state["best"])
+    run.metrics, run.measured_step = dict(state.get("metrics", {})), int(state.get("measured_step", 0))
     return int(state["step"])
 
 
@@ -83,9 +93,10 @@ def measure(run: ClipRun, log: TrainLog, step: int) -> None:
     """Measures the splits, keeps the result in ``run.metrics``, and writes ``checkpoints/best`` if it is."""
     if run.whole:
         gather_weights(run.model, run.whole)
-    run.metrics = measure_splits(run)
+    run.metrics, run.measured_step = measure_splits(run), step
     for split, metrics in run.metrics.items():
         log.write(step, {"split": split, **metrics})
+        run.accelerator.log({f"{split}/{name}": value for name, value in metrics.items()}, step=step)
         shown = (name for name in metrics if name.startswith(("SSA@", "SA@")))
         say(f"step {step}, {split}: " + "  ".join(f"{name} {metrics[name]:.2%}" for name in shown))
     value = run.metrics[run.settings.eval_splits[0]][JUDGED_BY] if run.settings.eval_splits else 0.0
@@ -98,7 +109,10 @@ def measure(run: ClipRun, log: TrainLog, step: int) -> None:
 
 
 def save_checkpoint(run: ClipRun, step: int) -> None:
-    """Writes a whole folder that can be opened, evaluated and continued."""
+    """Writes a whole folder that can be opened, evaluated and continued.
+
+    That of the last step is there while the finished folder is being made, and takes no older one's place.
+    """
     folder = checkpoint_folder(run.settings.output, step)
     if run.whole:
         gather_weights(run.model, run.whole)
@@ -113,10 +127,11 @@ def save_checkpoint(run: ClipRun, step: int) -> None:
                 temporary, optimizer, step, skipped=run.skipped, best=run.best, is_sharded=run.whole is not None,
                 weights=run.trained_model().clip.state_dict() if differs else None,
                 average=run.average.model.clip.state_dict() if run.average else None,
-                queue=run.queue.state() if run.queue else None,
+                queue=run.queue.state() if run.queue else None, metrics=run.metrics, measured_step=run.measured_step,
             )  # fmt: skip
             write_clip_folder(run, temporary, step, lies_in=folder)
-        remove_old_checkpoints(run.settings.output, run.settings.keep_checkpoints)
+        if step < run.num_steps:
+            remove_old_checkpoints(run.settings.output, run.settings.keep_checkpoints)
     distributed.wait_for_everyone()
 
 
@@ -127,12 +142,17 @@ def finish(run: ClipRun, num_steps: int) -> None:
     if settings.publish == "best":
         best = settings.output / BEST
         clip, step = load_dual_encoder(str(best.resolve())), int(run.best["step"])
+        run.measured_step = step
         run.metrics = read_manifest(best, KIND)["metrics"]
-    memory = None
-    if settings.views != ONE or settings.memory_weight:
-        model = AddressCLIP(clip).to(run.accelerator.device) if clip else run.published_model()
+    memory, calibration = None, None
+    model = AddressCLIP(clip).to(run.accelerator.device) if clip else run.published_model()
+    if settings.memory_weight:
         memory = distributed.run_on_every_process(partial(remember_photos, run, model))
-        for split, found in measure_located(run, model, memory).items():
+    photos = {split: features_of_split(run, split, model=model, views=settings.views) for split in settings.eval_splits}
+    if photos:
+        calibration = calibrate_located(run, model, memory, photos[settings.eval_splits[0]])
+    if settings.views != ONE or memory:
+        for split, found in measure_located(run, model, memory, photos).items():
             plain = {PLAIN + name: value for name, value in run.metrics[split].items() if "@" in name and name in found}
             run.metrics[split] = run.metrics[split] | plain | found
             shown = "  ".join(f"{name} {found[name]:.2%}" for name in found if "@" in name)
@@ -142,10 +162,18 @@ def finish(run: ClipRun, num_steps: int) -> None:
         images = num_steps * run.global_batch_size
         took = {"seconds": seconds, "images_per_second": images / seconds}
         write_json(output / "run.json", {**took, "mixed_precision": run.accelerator.mixed_precision})
-        write_clip_folder(run, output, step, clip=clip, memory=memory)
+        write_clip_folder(run, output, step, clip=clip, memory=memory, calibration=calibration)
+        shutil.rmtree(checkpoint_folder(output, run.num_steps), ignore_errors=True)
     if run.skipped:
         say(f"{len(run.skipped)} of {len(run.examples['train'])} photos could not be read; manifest.json names them")
     say(f"{run.settings.output}: complete after {seconds:.0f} s")
+
+
+def end_trackers(run: ClipRun) -> None:
+    """Lets the trackers write what they still hold."""
+    # Not end_training(), which also leaves the process group, while the DDP wrapper still holds it: see shut_down.
+    for tracker in run.accelerator.trackers:
+        tracker.finish()
 
 
 def write_clip_folder(
@@ -156,6 +184,7 @@ def write_clip_folder(
     clip: DualEncoder | None = None,
     lies_in: Path | None = None,
     memory: PhotoMemory | None = None,
+    calibration: Calibration | None = None,
 ) -> None:
     """Settings, model, processor, gallery, metrics, card, manifest."""
     save_config(folder / "config.yaml", run.settings)
@@ -171,8 +200,9 @@ def write_clip_folder(
     clip = clip if clip is not None else merged_copy(run.published_model().clip)
     embeddings = AddressCLIP(clip).embed_texts([record.verbose for record in run.dataset.gallery], run.tokenizer)
     writer.write(
-        folder, clip, embeddings, run.metrics, lies_in=lies_in, step=step, skipped=sorted(run.skipped), memory=memory
-    )
+        folder, clip, embeddings, run.metrics, lies_in=lies_in, step=step, measured_step=run.measured_step,
+        skipped=sorted(run.skipped), memory=memory, calibration=calibration,
+    )  # fmt: skip
 
 
 def note_skipped(run: ClipRun, log: TrainLog, step: int, found: dict[str, str]) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -55,6 +56,7 @@ class ClipRun:
     whole: AddressCLIP | None = None  # where FSDP spreads the model: a copy in one piece, as of the last gathering
     parallel_model: Any = None  # the model under the wrapper that averages gradients over processes
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
+    measured_step: int = 0  # finished steps of the state that ``metrics`` are of
     best: dict[str, float] = field(default_factory=dict)  # ``step`` and ``value`` of the best state measured so far
     restored: dict[str, Any] = field(default_factory=dict)  # state of an optimiser that is yet to be spread
     skipped: dict[str, str] = field(default_factory=dict)  # photos that could not be read, and why
@@ -158,10 +160,15 @@ def refuse_unsuited(accelerator: Accelerator) -> None:
             f"gradient_accumulation_steps {steps}: a contrastive loss needs the whole batch at once, gradients summed "
             "over small batches are those of few negatives; use --batch_size N --chunk_size M instead"
         )
-    if is_sharded(accelerator) and accelerator.device.type == "cpu":
+    if (is_sharded(accelerator) or _was_asked_for_fsdp()) and accelerator.device.type == "cpu":
         raise UserError("FSDP shards nothing on the CPU; train without it: --cpu true needs --multi_gpu alone")
     if is_sharded(accelerator) and not accelerator.is_fsdp2:
         raise UserError("fsdp_version 1: allowed: 2; launch with --config_file train/configs/fsdp2.yaml")
+
+
+def _was_asked_for_fsdp() -> bool:
+    """On the CPU accelerate forgets what its launcher was asked for and trains data parallel."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("true", "1", "yes")
 
 
 def refuse_missing_trackers(names: Sequence[str]) -> None:

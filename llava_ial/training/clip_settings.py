@@ -20,7 +20,7 @@ PAPER: dict[str, Any] = {
     "neighbourhood_weight": 0.0, "photo_weight": 0.0, "positives": "paper", "geography_reading": "stated",
     "max_per_address": 0,
     "image_rate_factor": 1.0, "text_rate_factor": 1.0, "layer_decay": 1.0, "image_tower": TUNED, "text_tower": TUNED,
-    "ema_decay": 0.0, "views": ONE, "memory_weight": 0.0,
+    "ema_decay": 0.0, "views": ONE, "memory_weight": 0.0, "spread_addresses": False, "patch_dropout": 0.0,
 }  # fmt: skip
 
 # These say where things lie and how fast it goes, not what comes out: a run may be resumed with others. The inputs

@@ -1,10 +1,12 @@
 """The losses of a step of stage 1, from the features of this process to its part of the loss of all."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
+from functools import partial
 from typing import Any
 
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from llava_ial import distributed
 from llava_ial.models.losses import Truths, address_clip_losses
@@ -13,6 +15,8 @@ from llava_ial.training.clip_settings import ClipSettings
 
 # Behind these names stand the tensors that the model takes; the rest of a batch says what is true of it.
 _INPUTS = ("pixel_values", "input_ids", "attention_mask")
+# Pairs of a photo and a text or another photo that are compared at a time: a matrix of 128 MB in float32.
+_MOST_PAIRS = 2**25
 
 
 def to_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, torch.Tensor]:
@@ -48,15 +52,37 @@ def batch_losses(
         own[f"{kind}_features"] = features[f"{kind}_features"][tensors[f"{kind}_row"]]
     everyone = {name: distributed.gather_with_gradient(rows) for name, rows in own.items()}
     truths = Truths(**{f.name: distributed.gather_with_gradient(tensors[f.name]) for f in fields(Truths)})
-    losses = address_clip_losses(
-        {**everyone, "logit_scale": features["logit_scale"]}, truths,
+    earlier = queue.photos() if queue else None
+    losses_of_rows = partial(
+        address_clip_losses, {**everyone, "logit_scale": features["logit_scale"]}, truths,
         weights=settings.loss_weights, positives=settings.positives, sigma_m=settings.sigma_m,
-        geography_reading=settings.geography_reading, earlier=queue.photos() if queue else None,
-        rows=distributed.own_rows(tensors["address_id"]),
+        geography_reading=settings.geography_reading, earlier=earlier,
     )  # fmt: skip
+    num_columns = len(truths.address_id) + (len(earlier.features) if earlier else 0)
+    losses = _in_blocks(losses_of_rows, distributed.own_rows(tensors["address_id"]), max(1, _MOST_PAIRS // num_columns))
     if queue:
         queue.add(KnownPhotos(everyone["image_features"].float(), truths.address_id, truths.panorama))
     return losses
+
+
+def _in_blocks(
+    losses_of_rows: Callable[..., dict[str, torch.Tensor]], rows: slice, block: int
+) -> dict[str, torch.Tensor]:
+    """The losses of ``rows``, ``block`` of them at a time and computed again on the way back.
+
+    So memory is that of one block: the matrices of a whole batch of 32,768 photos would take some hundred gigabytes.
+    """
+    if rows.stop - rows.start <= block:
+        return losses_of_rows(rows=rows)
+    starts = range(rows.start, rows.stop, block)
+    parts = [
+        checkpoint(
+            losses_of_rows, rows=slice(start, min(start + block, rows.stop)), use_reentrant=False,
+            preserve_rng_state=False,
+        )
+        for start in starts
+    ]  # fmt: skip
+    return {name: torch.stack([part[name] for part in parts]).sum() for name in parts[0]}
 
 
 def losses_of_everyone(losses: Mapping[str, torch.Tensor]) -> dict[str, float]:
