@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import AutoImageProcessor, AutoTokenizer, BaseImageProcessor, PreTrainedTokenizerBase
+from transformers import AutoImageProcessor, BaseImageProcessor, PreTrainedTokenizerBase
 
 from llava_ial.address import Address
 from llava_ial.calibration import Calibration, load_calibration
@@ -19,7 +19,7 @@ from llava_ial.data.views import NUM_VIEWS, ONE, PARTS, views_of
 from llava_ial.errors import UserError
 from llava_ial.hints import HintSettings, format_hint
 from llava_ial.manifest import file_hash, read_manifest
-from llava_ial.models.address_clip import AddressCLIP
+from llava_ial.models.address_clip import AddressCLIP, load_tokenizer
 from llava_ial.models.llava import ADDRESS_CLIP_KIND, load_address_encoder
 from llava_ial.models.photo_memory import MEMORY, PhotoMemory, address_scores, load_memory
 from llava_ial.records import GalleryRecord, name_key, read_records
@@ -258,7 +258,7 @@ def load_encoder(folder: Path, device: str) -> Encoder:
     return Encoder(
         model,
         AutoImageProcessor.from_pretrained(folder, backend="pil"),
-        AutoTokenizer.from_pretrained(folder),
+        load_tokenizer(str(folder)),
         load_calibration(folder, manifest),
         gallery,
         embeddings,

@@ -90,6 +90,11 @@ def claim_folder(folder: Path, kind: str, config: Mapping[str, Any]) -> FolderSt
     return FolderState.NEW
 
 
+def is_claimed(folder: Path) -> bool:
+    """True where a run has begun in ``folder``, or is complete."""
+    return (folder / BUILDING).exists() or (folder / MANIFEST).exists()
+
+
 @contextlib.contextmanager
 def hold_folder(folder: Path) -> Iterator[None]:
     """Keeps other processes out of a folder that was claimed and is not complete; a kill lets go of it too.

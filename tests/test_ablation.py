@@ -12,6 +12,7 @@ from tests.tiny_world import build_tiny_base_clip, build_tiny_dataset
 from train import ablation
 from train.ablation_settings import LOSSES, AblationSettings
 from train.ablation_tables import MethodResult, format_tables
+from train.training_runs import TrainingRuns
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -29,7 +30,8 @@ def test_the_tables_show_means_spread_published_figures_and_the_paired_test():
     faithful = result("AddressCLIP", {1: [True] * 10 + [False] * 10, 2: [True] * 12 + [False] * 8}, seconds=10.0)
     other = result("CLIP + address", {1: [True] * 6 + [False] * 14}, seconds=8.0, peak_bytes=2e6)
     searched = result("retrieval of training photos", {1: [True] * 20}, gallery_bytes=5e5, query_milliseconds=0.25)
-    text = format_tables([faithful, other, searched], {f"p{i}": str(i) for i in range(20)})
+    remarks = ["CLIP + CoCoOp learnt from 2 of the 20 training photos."]
+    text = format_tables([faithful, other, searched], {f"p{i}": str(i) for i in range(20)}, remarks)
     lines = {line.split("|")[1].strip(): line for line in text.splitlines() if line.startswith("| ")}
     methods = text.split("## Losses")[0]
     assert "| AddressCLIP | 2 | 55.00 ± 7.07 | 100.00 ± 0.00 |" in methods
@@ -37,6 +39,8 @@ def test_the_tables_show_means_spread_published_figures_and_the_paired_test():
     assert "-25.00 [" in methods
     assert "77.66 / 93.28 / 80.86 / 94.17" in methods
     assert "83.66 / 96.32 / 85.76 / 96.85" in methods
+    assert "81.84 / 95.38 / 84.56 / 95.79" in methods
+    assert f"\n\n{remarks[0]}\n\n" in methods
     assert lines["retrieval of training photos"].endswith("| 0.500 | 0.250 |")
     assert "| CLIP + address | 8.0 | 2 |" in text
 
@@ -50,6 +54,8 @@ def test_the_config_of_the_toy_city_is_read_and_possible():
     (settings,) = parse_config(AblationSettings, description="", argv=[f"--config={path}", *arguments()])
     settings.refuse_impossible()
     assert set(LOSSES) < set(settings.methods)
+    assert settings.remarks(2952) == ["CLIP + CoCoOp learnt from 200 of the 2952 training photos."]
+    assert settings.remarks(200) == []
     assert "--num_epochs" in settings.stage1_options
 
 
@@ -81,6 +87,25 @@ def test_mistakes_are_named(given: list[str], why: str):
     setattr(settings, given[0].removeprefix("--"), given[1:])
     with pytest.raises(UserError, match=why):
         settings.refuse_impossible()
+
+
+def test_an_encoder_to_search_with_is_looked_at_before_anything_is_trained(tmp_path: Path, monkeypatch):
+    build_tiny_dataset(tmp_path / "data")
+    base = build_tiny_base_clip(tmp_path / "base", tmp_path / "data")
+    given = [f"--data={tmp_path / 'data'}", f"--base={base}", f"--output={tmp_path / 'out'}"]
+    monkeypatch.setattr("sys.argv", ["ablation.py", *given, "--retrieval_features", str(tmp_path / "no_such_encoder")])
+    with pytest.raises(UserError, match="no_such_encoder: no such folder"):
+        ablation.main()
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_memory_of_a_training_is_its_own_and_not_that_of_who_started_it(tmp_path: Path):
+    ballast = bytearray(400_000_000)
+    code, _, peak = TrainingRuns()._run(
+        ["-c", "import time; b = bytearray(80_000_000); time.sleep(0.5)"], tmp_path / "log"
+    )
+    assert code == 0
+    assert 80e6 < peak < 200e6 < len(ballast)
 
 
 @pytest.mark.slow

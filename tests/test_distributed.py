@@ -19,6 +19,10 @@ ROOT = Path(__file__).resolve().parents[1]
 BATCH, WIDTH = 9, 6
 
 
+# Both readings of the geography loss are met, beside other positives.
+READING = {"paper": "stated", "multi": "printed", "geo": "stated"}
+
+
 class TinyEncoders(nn.Module):
     """Linear stand-ins for the two encoders, so that every parameter's gradient can be compared."""
 
@@ -35,6 +39,8 @@ class TinyEncoders(nn.Module):
             "image_features": unit(self.image(photo)),
             "address_features": unit(self.text(address)),
             "caption_features": unit(self.text(caption)),
+            "street_features": unit(self.text(address + 1)),
+            "neighbourhood_features": unit(self.text(address - 1)),
             "logit_scale": self.logit_scale.exp(),
         }
 
@@ -54,7 +60,8 @@ def run_losses(rows: list[int], dtype: torch.dtype, positives: str, part: str) -
     everyone = {name: distributed.gather_with_gradient(f) if f.ndim else f for name, f in features.items()}
     known = [distributed.gather_with_gradient(t) for t in (address_id, address_id // 2, address_id * 0, xy_m, panorama)]
     losses = address_clip_losses(
-        everyone, Truths(*known), weights=LossWeights(photo=0.5), positives=positives, earlier=earlier,
+        everyone, Truths(*known), weights=LossWeights(street=0.3, neighbourhood=0.2, photo=0.5),
+        positives=positives, geography_reading=READING[positives], earlier=earlier,
         rows=distributed.own_rows(address_id),
     )  # fmt: skip
     # A loss of photos alone leaves the text side without gradient, which the wrapper must be told: a zero of all.
@@ -64,7 +71,8 @@ def run_losses(rows: list[int], dtype: torch.dtype, positives: str, part: str) -
 
 
 def cases() -> list[tuple[torch.dtype, str, str]]:
-    parts = ("image_address_loss", "image_caption_loss", "image_geography_loss", "image_photo_loss", "loss")
+    kinds = ("address", "caption", "geography", "street", "neighbourhood", "photo")
+    parts = (*(f"image_{kind}_loss" for kind in kinds), "loss")
     dtypes = (torch.float64, torch.float32)
     return [(dtype, positives, part) for dtype in dtypes for positives in POSITIVES for part in parts]
 

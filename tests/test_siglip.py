@@ -5,12 +5,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from transformers import AutoTokenizer, SiglipConfig, SiglipImageProcessorPil, SiglipModel
+from sentencepiece import SentencePieceTrainer
+from transformers import AutoTokenizer, SiglipConfig, SiglipImageProcessorPil, SiglipModel, SiglipTokenizer
 
 from llava_ial.data.dataset import IALDataset
 from llava_ial.errors import UserError
 from llava_ial.inference import AddressPredictor
-from llava_ial.models.address_clip import AddressCLIP, load_clip, load_dual_encoder
+from llava_ial.models.address_clip import AddressCLIP, load_clip, load_dual_encoder, load_tokenizer, save_tokenizer
 from llava_ial.models.llava import load_address_clip
 from tests.tiny_world import build_tiny_base_clip, build_tiny_dataset
 from train import stage1_clip
@@ -35,6 +36,40 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     processor = SiglipImageProcessorPil(size={"height": 32, "width": 32})
     processor.save_pretrained(folder / "base")
     return folder
+
+
+def test_siglips_own_tokenizer_is_taken_and_saved(world: Path, tmp_path: Path):
+    tokenizer = sentencepiece_tokenizer(tmp_path / "own", world)
+    texts = ["amber street", "a photo of amber street between two others"]
+    tokens = tokenizer(texts, padding="max_length", truncation=True, max_length=8)["input_ids"]
+    save_tokenizer(tokenizer, tmp_path / "saved")
+    again = load_tokenizer(str(tmp_path / "saved"))
+    assert again(texts, padding="max_length", truncation=True, max_length=8)["input_ids"] == tokens
+    assert len(again(texts)["input_ids"][1]) > 8  # neither padding nor truncation became its habit
+
+
+def test_what_a_tokenizer_needs_is_said_in_one_line(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(*_: object, **__: object) -> None:
+        raise ImportError("SiglipTokenizer requires the SentencePiece library but it was not found")
+
+    monkeypatch.setattr(AutoTokenizer, "from_pretrained", refuse)
+    with pytest.raises(UserError, match=r"base: its tokenizer needs a package: pip install 'llava-ial\[siglip\]'"):
+        load_tokenizer(str(world / "base"))
+    monkeypatch.undo()
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="empty: no tokenizer there"):
+        load_tokenizer(str(tmp_path / "empty"))
+
+
+def sentencepiece_tokenizer(folder: Path, world: Path) -> SiglipTokenizer:
+    """Of the kind that google/siglip-base-patch16-224 has."""
+    folder.mkdir()
+    text = folder / "text.txt"
+    text.write_text("\n".join(record.verbose for record in IALDataset(world / "data").gallery))
+    SentencePieceTrainer.train(
+        input=str(text), model_prefix=str(folder / "spiece"), vocab_size=60, hard_vocab_limit=False, minloglevel=2
+    )
+    return SiglipTokenizer(str(folder / "spiece.model"), model_max_length=64)
 
 
 def test_stage_1_tunes_a_siglip_that_finds_its_photos(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -1,6 +1,7 @@
 """Stage 1 through its real ``main()``: what it learns and publishes, what its options change, what it refuses."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -138,6 +139,26 @@ def test_a_dry_run_shows_what_would_be_trained_and_writes_nothing(tmp_path: Path
     for part in ("vision_model", "text_model", "visual_projection", "logit_scale", "MB with gradients and moments"):
         assert part in shown
     assert not (tmp_path / "a").exists()
+
+
+def test_a_dry_run_estimates_what_is_kept_for_the_way_back(tmp_path: Path, train, world, capsys):
+    def megabytes(**options: object) -> tuple[int, int]:
+        train(tmp_path / "a", dry_run=True, batch_size=8, **options)
+        found = re.search(r"activations some ([\d,]+) MB for (\d+) photos", capsys.readouterr().out)
+        assert found is not None
+        return int(found.group(1).replace(",", "")), int(found.group(2))
+
+    config = CLIPModel.from_pretrained(world / "base").config
+    length = config.text_config.max_position_embeddings
+
+    def expected(num_tokens: int, num_photos: int = 8, bytes_each: int = 68) -> tuple[int, int]:
+        return round(num_photos * bytes_each * 32 * 2 * num_tokens / 1e6), num_photos  # two layers of width 32
+
+    assert megabytes() == expected(17 + 2 * length)
+    assert megabytes(chunk_size=4) == expected(17 + 2 * length, num_photos=4)
+    assert megabytes(caption_weight=0) == expected(17 + length)
+    assert megabytes(text_tower="locked") == expected(17)
+    assert megabytes(gradient_checkpointing=True) == expected(17 + 2 * length, bytes_each=4)
 
 
 def test_the_best_state_is_kept_and_published_where_that_is_asked_for(tmp_path: Path, train):

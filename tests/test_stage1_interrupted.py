@@ -120,6 +120,18 @@ def test_a_checkpoint_says_which_state_its_figures_are_of(tmp_path: Path, train,
         assert (again / "checkpoints" / checkpoint.name / name).read_bytes() == (checkpoint / name).read_bytes()
 
 
+def test_resume_alone_starts_nothing_new(tmp_path: Path, train, monkeypatch):
+    with pytest.raises(UserError, match=r"--resume true: nothing to continue in .*parts"):
+        train(tmp_path / "parts", resume=True)
+    assert not (tmp_path / "parts").exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(stage1_clip, "show", Interrupter(8, interrupt))
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / "parts", checkpoint_every=3)
+    train(tmp_path / "parts", resume=True)
+    train(tmp_path / "parts", resume=True)  # finished: nothing to do
+
+
 def test_a_finished_run_is_not_trained_again_and_another_is_refused(tmp_path: Path, train, capsys):
     output = train(tmp_path / "a", num_epochs=1)
     written = (output / "model.safetensors").stat().st_mtime_ns

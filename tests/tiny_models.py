@@ -70,7 +70,7 @@ def write_stage1(folder: Path, dataset: IALDataset, clip, base_clip: Path, image
     embeddings = model.embed_texts([record.verbose for record in dataset.gallery], tokenizer)
     claim_folder(folder, "address_clip", {})
     writer = ClipFolderWriter(dataset, tokenizer, image_processor, {}, str(base_clip), {}, num_photos=8)
-    writer.write(folder, clip, embeddings, {}, step=0)
+    writer.write(folder, clip, embeddings, {}, step=0, measured_step=0)
 
 
 def _memorise(llava: LlavaForConditionalGeneration, photos: LlavaDataset, pad_token_id: int) -> None:

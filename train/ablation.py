@@ -56,7 +56,9 @@ def main() -> None:
         results = ablation.run()
     samples = ablation.dataset.samples(settings.eval_split)
     panoramas = {sample.photo.image_id: sample.photo.panorama for sample in samples}
-    write_text(settings.output / "tables.md", format_tables(results, panoramas))
+    write_text(
+        settings.output / "tables.md", format_tables(results, panoramas, settings.remarks(ablation.num_training_photos))
+    )
     publish_manifest(settings.output, KIND, ablation.identity, parents={"data": ablation.dataset.identity})
     print((settings.output / "tables.md").read_text(encoding="utf-8"))
 
@@ -72,6 +74,7 @@ class Ablation:
         self.settings = settings
         self.dataset = IALDataset(settings.data, settings.image_root)
         self.photos = [row.image_id for row in clip_examples(self.dataset, settings.eval_split)]
+        self.num_training_photos = len(clip_examples(self.dataset, "train"))
         self.runs = TrainingRuns(settings.parallel)
         self._trained = settings.trained()
         # A training is named after the first method that has it.
@@ -81,8 +84,13 @@ class Ablation:
             for name, given in self._trained.items()
         }
         options = {k: v for k, v in asdict(settings).items() if k not in _NOT_IDENTITY}
-        base_hash = hash_tensors(load_dual_encoder(settings.base).state_dict())
-        self.identity = {**options, "data_hash": self.dataset.identity, "base_hash": base_hash}
+        base_hash, *searched = (
+            hash_tensors(load_dual_encoder(name).state_dict()) for name in (settings.base, *settings.searched.values())
+        )
+        searched_hashes = dict(zip(settings.searched, searched, strict=True))
+        self.identity = {
+            **options, "data_hash": self.dataset.identity, "base_hash": base_hash, "searched_hashes": searched_hashes,
+        }  # fmt: skip
 
     def run(self) -> list[MethodResult]:
         """Every method, the finished ones from their files."""

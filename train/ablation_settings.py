@@ -88,6 +88,12 @@ class AblationSettings:
         """Encoders to search with, by the name of their row."""
         return {f"{RETRIEVAL}, {Path(name).name}": name for name in self.retrieval_features}
 
+    def remarks(self, num_training_photos: int) -> list[str]:
+        """What the tables must be read with."""
+        if not 0 < self.cocoop_photos < num_training_photos or "CLIP + CoCoOp" not in self.methods:
+            return []
+        return [f"CLIP + CoCoOp learnt from {self.cocoop_photos} of the {num_training_photos} training photos."]
+
     def trained(self) -> dict[str, list[str]]:
         """What stage 1 trains: options of each method and variant."""
         found = {}

@@ -9,7 +9,7 @@ from llava_ial.evaluation.statistics import paired_difference
 
 ZERO_SHOT, ADDRESS_CLIP, RETRIEVAL = "zero-shot CLIP", "AddressCLIP", "retrieval of training photos"
 _METRICS = ("SSA@1", "SSA@5", "SA@1", "SA@5")
-_PUBLISHED_SETS = ("Pitts-IAL", "SF-IAL-Base")
+_PUBLISHED_SETS = ("Pitts-IAL", "SF-IAL-Base", "SF-IAL-Large")
 # As the paper calls what is here "CLIP + address".
 _PUBLISHED_NAMES = {"CLIP + address": "CLIP tuned on addresses"}
 
@@ -42,12 +42,13 @@ class MethodResult:
         }
 
 
-def format_tables(results: Sequence[MethodResult], panoramas: Mapping[str, str]) -> str:
+def format_tables(results: Sequence[MethodResult], panoramas: Mapping[str, str], remarks: Sequence[str] = ()) -> str:
     """Markdown: methods, losses, and what they cost.
 
     Args:
         results: Of all methods.
         panoramas: Panorama of each photo: the paired test swaps whole panoramas.
+        remarks: Lines below the methods.
     """
     faithful = next((result for result in results if result.name == ADDRESS_CLIP), None)
     num_photos = int(next(iter(results[0].metrics.values()))["num_photos"])
@@ -60,6 +61,7 @@ def format_tables(results: Sequence[MethodResult], panoramas: Mapping[str, str])
         "",
         *_table(results, faithful, panoramas, {name: PUBLISHED[name] for name in _PUBLISHED_SETS}),
         "",
+        *(line for remark in remarks for line in (remark, "")),
         "## Losses",
         "",
         *_table(

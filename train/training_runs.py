@@ -1,7 +1,9 @@
 """Trainings that a comparison starts: each a command with its own configuration file, run to its end once."""
 
+import contextlib
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -23,6 +25,7 @@ from llava_ial.training.clip_settings import ClipSettings
 from train.prompt_tuning import PromptSettings
 
 ROOT = Path(__file__).resolve().parents[1]
+_SECONDS_BETWEEN_LOOKS = 0.2
 _SCRIPTS = {ClipSettings: "stage1_clip", PromptSettings: "prompt_tuning"}
 
 
@@ -124,10 +127,24 @@ class TrainingRuns:
                 env={**os.environ, "PYTHONPATH": str(ROOT), **self._threads},
             )  # fmt: skip
             self._running.add(process)
-            _, status, usage = os.wait4(process.pid, 0)
-            process.returncode = os.waitstatus_to_exitcode(status)
+            peak = _watch_memory(process)
             self._running.discard(process)
-        return process.returncode, time.monotonic() - started, float(usage.ru_maxrss * 1024)
+        return process.returncode, time.monotonic() - started, peak
+
+
+def _watch_memory(process: subprocess.Popen[bytes]) -> float:
+    """Waits for a process; the largest resident memory that it had, in bytes, 0 where the system does not tell.
+
+    What ``wait4`` says of a child is at least the memory of the process that started it.
+    """
+    status, peak = Path(f"/proc/{process.pid}/status"), 0.0
+    while True:
+        with contextlib.suppress(OSError):
+            found = re.search(r"^VmHWM:\s*(\d+) kB$", status.read_text(encoding="utf-8"), re.MULTILINE)
+            peak = max(peak, 1024.0 * int(found.group(1))) if found else peak
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=_SECONDS_BETWEEN_LOOKS)
+            return peak
 
 
 def end_on_sigterm() -> None:

@@ -18,14 +18,14 @@ import numpy as np
 import torch
 from PIL import Image
 from tqdm import tqdm
-from transformers import AutoImageProcessor, AutoTokenizer
+from transformers import AutoImageProcessor
 
 from llava_ial.data.dataset import IALDataset, Sample
 from llava_ial.evaluation.appearance import histogram_features, pixel_features
 from llava_ial.evaluation.locate import PhotoFeatures, remember
 from llava_ial.evaluation.ranking import RankedPhoto, Ranker, read_photo
 from llava_ial.locating import Encoder, Locator, Way
-from llava_ial.models.address_clip import AddressCLIP, load_dual_encoder
+from llava_ial.models.address_clip import AddressCLIP, load_dual_encoder, load_tokenizer
 from llava_ial.models.half_precision import AUTO, BFLOAT16, choose_precision, suit_attention
 from llava_ial.records import name_key
 
@@ -62,7 +62,7 @@ class Baselines:
         precision = choose_precision(AUTO, cpu=torch.device(device).type == "cpu")
         suit_attention(self._clip.clip, precision, torch.device(device).type)
         self._is_half = precision == BFLOAT16
-        self._tokenizer = AutoTokenizer.from_pretrained(base)
+        self._tokenizer = load_tokenizer(base)
         self._image_processor = AutoImageProcessor.from_pretrained(base, backend="pil")
 
     def rank(self, samples: Sequence[Sample], way: Way | None = None) -> dict[str, list[RankedPhoto]]:

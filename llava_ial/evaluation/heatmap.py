@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
-from transformers import AutoImageProcessor, AutoTokenizer
+from transformers import AutoImageProcessor
 
 from llava_ial.address import Address, format_canonical, format_spoken, format_verbose
 from llava_ial.config import parse_config
@@ -27,7 +27,7 @@ from llava_ial.evaluation.feature_space import mid_ranks
 from llava_ial.evaluation.locate import encode_photos
 from llava_ial.geo import FloatArray
 from llava_ial.manifest import read_manifest, write_json, write_text
-from llava_ial.models.address_clip import AddressCLIP, load_dual_encoder
+from llava_ial.models.address_clip import AddressCLIP, load_dual_encoder, load_tokenizer
 from llava_ial.records import GalleryRecord
 from llava_ial.splits import SPLIT_NAMES
 from llava_ial.street_map import StreetMap
@@ -61,7 +61,7 @@ def main() -> None:
     dataset = IALDataset(settings.data, settings.image_root)
     samples, rows = dataset.samples(settings.split), clip_examples(dataset, settings.split)
     model = AddressCLIP(load_dual_encoder(str(settings.model.resolve()))).to(settings.device).eval()
-    tokenizer = AutoTokenizer.from_pretrained(settings.model)
+    tokenizer = load_tokenizer(str(settings.model))
     photos = encode_photos(
         model, rows, AutoImageProcessor.from_pretrained(settings.model, backend="pil"),
         device=torch.device(settings.device), batch_size=64, views=str(manifest.get("views", ONE)),

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, AutoTokenizer
+from transformers import AutoImageProcessor
 
 from llava_ial.config import parse_config
 from llava_ial.data.clip import ClipExample, clip_examples
@@ -29,7 +29,7 @@ from llava_ial.evaluation.retrieval import retrieval_metrics, street_classes, st
 from llava_ial.evaluation.statistics import paired_difference
 from llava_ial.locating import Way
 from llava_ial.manifest import write_json
-from llava_ial.models.address_clip import AddressCLIP, load_dual_encoder
+from llava_ial.models.address_clip import AddressCLIP, load_dual_encoder, load_tokenizer
 from llava_ial.models.half_precision import BFLOAT16, FLOAT32, PRECISIONS, choose_precision, suit_attention
 from llava_ial.models.photo_memory import PhotoMemory, address_scores
 from llava_ial.splits import SPLIT_NAMES
@@ -102,7 +102,7 @@ class EncodedCity:
         self._change = partial(cut_to, aspect) if aspect else None
         self._streets = street_classes([record.address.street_key for record in dataset.gallery])
         texts = [record.verbose for record in dataset.gallery]
-        self._gallery = self._encoder.embed_texts(texts, AutoTokenizer.from_pretrained(model))
+        self._gallery = self._encoder.embed_texts(texts, load_tokenizer(model))
         self._known: dict[tuple[str, str], PhotoFeatures] = {}
         self.cpu_milliseconds: dict[str, float] = {}  # of a photo, by views
 

@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from torch import nn
 from torch.nn.functional import normalize
 from tqdm import tqdm
-from transformers import AutoConfig, CLIPModel, PreTrainedTokenizerBase, SiglipModel
+from transformers import AutoConfig, AutoTokenizer, CLIPModel, PreTrainedTokenizerBase, SiglipModel
 
 from llava_ial.distributed import to_number
 from llava_ial.errors import UserError
@@ -131,9 +131,25 @@ def save_tokenizer(tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     A tokenizer remembers the padding and truncation of its last call and would save them as its habit: every later user
     would pad to that length.
     """
-    tokenizer.backend_tokenizer.no_padding()
-    tokenizer.backend_tokenizer.no_truncation()
+    if backend := getattr(tokenizer, "backend_tokenizer", None):  # SigLIP's own has none, and no such memory
+        backend.no_padding()
+        backend.no_truncation()
     tokenizer.save_pretrained(folder)
+
+
+def load_tokenizer(name: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a CLIP or a SigLIP by hub name or folder.
+
+    Raises:
+        UserError: It is not there, or needs a package that is not installed.
+    """
+    try:
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(name)
+    except ImportError as error:
+        raise UserError(f"{name}: its tokenizer needs a package: pip install 'llava-ial[siglip]'") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"{name}: no tokenizer there: {str(error).splitlines()[0]}") from error
+    return tokenizer
 
 
 def load_clip(name: str) -> CLIPModel:

@@ -13,15 +13,15 @@ from typing import Any
 from accelerate import Accelerator, DistributedType
 from accelerate.tracking import get_available_trackers
 from torch.utils.data import DataLoader
-from transformers import AutoImageProcessor, AutoTokenizer
+from transformers import AutoImageProcessor
 
 from llava_ial import distributed
 from llava_ial.data.batches import GlobalBatches
 from llava_ial.data.clip import ClipCollator, ClipExample, ClipPhotos, clip_examples, input_side
 from llava_ial.data.dataset import IALDataset
 from llava_ial.errors import UserError
-from llava_ial.models.address_clip import AddressCLIP, DualEncoder, load_dual_encoder
-from llava_ial.models.clip_parts import tune_tower
+from llava_ial.models.address_clip import AddressCLIP, DualEncoder, load_dual_encoder, load_tokenizer
+from llava_ial.models.clip_parts import LOCKED, tune_tower
 from llava_ial.models.half_precision import suit_attention
 from llava_ial.models.identity import hash_tensors
 from llava_ial.models.patch_dropout import drop_patches
@@ -85,7 +85,7 @@ def build_run(settings: ClipSettings, accelerator: Accelerator) -> ClipRun:
     clip = load_dual_encoder(settings.base)
     base_hash = hash_tensors(clip.state_dict())
     suit_attention(clip, accelerator.mixed_precision, accelerator.device.type)
-    tokenizer = AutoTokenizer.from_pretrained(settings.base)
+    tokenizer = load_tokenizer(settings.base)
     image_processor = AutoImageProcessor.from_pretrained(settings.base, backend="pil")
     if (side := input_side(image_processor)) != clip.config.vision_config.image_size:
         raise UserError(
@@ -232,13 +232,14 @@ def describe(run: ClipRun) -> None:
         f"first photo {batch['image_id'][0]}: {tuple(batch['pixel_values'].shape[1:])}, "
         f"{batch['xy_m'][0].tolist()} m from the origin\n"
         f"{text_lines}"
-        f"{_trainable_table(run.model)}"
+        f"{_trainable_table(run)}"
         f"steps       {run.num_steps} of {run.global_batch_size} photos on {distributed.world_size()} process(es)"
     )
 
 
-def _trainable_table(model: AddressCLIP) -> str:
-    """Weights by part, and the memory that they take with gradients and both moments of Adam, without activations."""
+def _trainable_table(run: ClipRun) -> str:
+    """Weights by part, and what memory a process needs: with gradients, both moments of Adam, and activations."""
+    model = run.model
     counts: dict[str, list[int]] = {}
     for name, parameter in model.clip.named_parameters():
         total = counts.setdefault(name.split(".")[0], [0, 0])
@@ -247,5 +248,32 @@ def _trainable_table(model: AddressCLIP) -> str:
     trained, held = (sum(count[i] for count in counts.values()) for i in (0, 1))
     rows = "".join(f"  {part:<18}{own:>14,} of {every:>14,}\n" for part, (own, every) in counts.items())
     # Float32: a weight, and for a trained one its gradient and two moments.
-    megabytes = 4 * (held + 3 * trained) / 1e6
-    return f"trained     {trained:,} of {held:,} weights; {megabytes:,.0f} MB with gradients and moments\n{rows}"
+    megabytes = 4 * (held * (2 if run.average else 1) + 3 * trained) / 1e6
+    at_once = math.ceil(math.ceil(run.global_batch_size / distributed.world_size()) / run.num_chunks)
+    kept = at_once * _activation_bytes(run) / 1e6
+    return (
+        f"trained     {trained:,} of {held:,} weights; {megabytes:,.0f} MB with gradients and moments"
+        f"{' and the average' if run.average else ''}\n{rows}"
+        f"activations some {kept:,.0f} MB for {at_once} photos and their texts at once in each process\n"
+    )
+
+
+def _activation_bytes(run: ClipRun) -> float:
+    """Of a photo and its texts, kept for the way back.
+
+    34 bytes a token, channel and layer in 16 bits without the matrices of attention, 2 where they are computed again
+    (Korthikanti et al., arXiv 2205.05198, section 4); twice that in 32 bits.
+    """
+    settings, config = run.settings, run.model.clip.config
+    vision, text = config.vision_config, config.text_config
+    num_patches = (vision.image_size // vision.patch_size) ** 2 * (1 - settings.patch_dropout)
+    sizes = [(settings.image_tower, vision, num_patches + 1)]
+    sizes += [(settings.text_tower, text, run.model.max_text_length)] * len(settings.loss_weights.text_kinds)
+    bytes_each = (2 if settings.gradient_checkpointing else 34) * (
+        1 if run.accelerator.mixed_precision == "bf16" else 2
+    )
+    return sum(
+        float(bytes_each * tokens * tower.hidden_size * tower.num_hidden_layers)
+        for how, tower, tokens in sizes
+        if how != LOCKED
+    )

@@ -27,7 +27,7 @@ PAPER: dict[str, Any] = {
 # stand in a run's identity by their hashes.
 _NOT_IDENTITY = (
     "data", "image_root", "base", "output", "cpu", "num_workers", "photos_in_memory", "checkpoint_every",
-    "keep_checkpoints", "dry_run", "preset", "trackers",
+    "keep_checkpoints", "resume", "dry_run", "preset", "trackers",
 )  # fmt: skip
 
 
@@ -180,6 +180,12 @@ class ClipSettings:
     cpu: bool = field(default=False, metadata={"help": "train on the CPU"})
     num_workers: int = field(default=4, metadata={"help": "processes that decode photos, for each training process"})
     seed: int = field(default=0, metadata={"help": "of order, augmentation and dropout"})
+    resume: bool = field(
+        default=False,
+        metadata={
+            "help": "only continue: an error if --output holds nothing of these settings (a run is continued anyway)"
+        },
+    )
     dry_run: bool = field(default=False, metadata={"help": "show what would be trained, and stop"})
 
     @property
