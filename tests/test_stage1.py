@@ -151,14 +151,15 @@ def test_a_dry_run_estimates_what_is_kept_for_the_way_back(tmp_path: Path, train
     config = CLIPModel.from_pretrained(world / "base").config
     length = config.text_config.max_position_embeddings
 
-    def expected(num_tokens: int, num_photos: int = 8, bytes_each: int = 68) -> tuple[int, int]:
-        return round(num_photos * bytes_each * 32 * 2 * num_tokens / 1e6), num_photos  # two layers of width 32
+    def expected(num_texts: int, num_photos: int = 8, bytes_each: int = 68) -> tuple[int, int]:
+        tokens = 2 * 17 + num_texts * length  # of two layers for a photo and of one for a text, width 32
+        return round(num_photos * bytes_each * 32 * tokens / 1e6), num_photos
 
-    assert megabytes() == expected(17 + 2 * length)
-    assert megabytes(chunk_size=4) == expected(17 + 2 * length, num_photos=4)
-    assert megabytes(caption_weight=0) == expected(17 + length)
-    assert megabytes(text_tower="locked") == expected(17)
-    assert megabytes(gradient_checkpointing=True) == expected(17 + 2 * length, bytes_each=4)
+    assert megabytes() == expected(2)
+    assert megabytes(chunk_size=4) == expected(2, num_photos=4)
+    assert megabytes(caption_weight=0) == expected(1)
+    assert megabytes(text_tower="locked") == expected(0)
+    assert megabytes(gradient_checkpointing=True) == expected(2, bytes_each=4)
 
 
 def test_the_best_state_is_kept_and_published_where_that_is_asked_for(tmp_path: Path, train):
