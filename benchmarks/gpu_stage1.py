@@ -3,9 +3,12 @@
     python benchmarks/gpu_stage1.py                          ViT-B/16 and ViT-L/14 at 336 pixels, bfloat16, some batches
     python benchmarks/gpu_stage1.py --models b16 --batch_sizes 256 --compile true
 
+Beside the whole step, in the same run: the bare forward and backward of both encoders, of which the step should be
+nearly all, and the step with a text for every photo, as if none were shared.
+
 Random weights and pixels that are on the GPU already: speed does not depend on the values, and what the loaders cost is
 measured by benchmarks/stage1.py. Needs torch, transformers, accelerate, numpy, pillow and llava_ial. Writes
-benchmarks/results/gpu_stage1.json and prints it; stops by itself when its time is used up.
+benchmarks/results/gpu_stage1.json after each measurement and prints it; stops by itself when its time is used up.
 """
 
 import json
@@ -64,13 +67,13 @@ def main() -> None:
     started, rows = time.monotonic(), []
     machine = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     peak = config.peak_tflops or next((v for name, v in PEAK_TFLOPS.items() if name in machine), 0.0)
+    facts = {"machine": machine, "peak_tflops": peak, "torch": torch.__version__, "precision": "bf16"}
     for name in config.models:
         for batch_size in config.batch_sizes:
             if time.monotonic() - started < config.seconds:
                 rows.append(measure(name, batch_size, device, config, peak))
                 print(json.dumps(rows[-1]))
-    results = {"machine": machine, "peak_tflops": peak, "torch": torch.__version__, "precision": "bf16", "runs": rows}
-    write_json(config.output, results)
+                write_json(config.output, {**facts, "runs": rows, "memory_per_photo_mb": memory_per_photo(rows)})
 
 
 def measure(name: str, batch_size: int, device: torch.device, config: BenchmarkConfig, peak: float) -> dict[str, Any]:
@@ -81,29 +84,64 @@ def measure(name: str, batch_size: int, device: torch.device, config: BenchmarkC
     row: dict[str, Any] = {"model": name, "batch_size": batch_size, "compile": config.compile}
     try:
         seconds = step_seconds(name, batch_size, device, config)
+        memory = torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else 0.0
+        bare = step_seconds(name, batch_size, device, config, is_bare=True)
+        unshared = step_seconds(name, batch_size, device, config, shares_texts=False)
     except torch.OutOfMemoryError:
         return {**row, "out_of_memory": True}
     tflops = training_flops(name, batch_size) / seconds / 1e12
-    memory = torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else 0.0
     return {
         **row, "images_per_second": batch_size / seconds, "milliseconds": 1000 * seconds, "model_tflops": tflops,
         "utilisation": tflops / peak if peak else None, "peak_memory_gb": memory,
+        "share_of_bare": bare / seconds, "gain_of_shared_texts": unshared / seconds,
     }  # fmt: skip
 
 
-def step_seconds(name: str, batch_size: int, device: torch.device, config: BenchmarkConfig) -> float:
-    """Mean seconds of a whole step: both encoders, all losses, backward, clipping, AdamW."""
+def memory_per_photo(rows: list[dict[str, Any]]) -> dict[str, float]:
+    """By model: what a photo more in the batch takes, from its smallest to its largest batch that fitted."""
+    found = {}
+    for name in dict.fromkeys(row["model"] for row in rows):
+        fitted = [row for row in rows if row["model"] == name and not row.get("out_of_memory")]
+        if len(fitted) > 1:
+            small, large = (pick(fitted, key=lambda row: row["batch_size"]) for pick in (min, max))
+            grown = large["peak_memory_gb"] - small["peak_memory_gb"]
+            found[name] = 1000 * grown / (large["batch_size"] - small["batch_size"])
+    return found
+
+
+def step_seconds(
+    name: str,
+    batch_size: int,
+    device: torch.device,
+    config: BenchmarkConfig,
+    *,
+    is_bare: bool = False,
+    shares_texts: bool = True,
+) -> float:
+    """Mean seconds of a whole step: both encoders, all losses, backward, clipping, AdamW.
+
+    Args:
+        name: Of the model.
+        batch_size: Photos.
+        device: Where.
+        config: Of the benchmark.
+        is_bare: Forward and backward of the encoders alone.
+        shares_texts: Addresses of several photos are encoded once.
+    """
     model = build_model(name).to(device)
     if config.compile:
         model.clip.vision_model.compile()
         model.clip.text_model.compile(dynamic=True)
     fused = {"fused": True} if device.type == "cuda" else {}
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-6, betas=(0.9, 0.98), **fused)
-    inputs, rows, truths = build_batch(name, batch_size, device)
+    inputs, rows, truths = build_batch(name, batch_size, device, shares_texts=shares_texts)
 
     def step() -> None:
         with torch.autocast(device.type, torch.bfloat16):
             features = model(**inputs)
+        if is_bare:
+            torch.autograd.backward([feature.float().sum() for feature in features.values()])
+            return
         for kind, row in rows.items():
             features[f"{kind}_features"] = features[f"{kind}_features"][row]
         address_clip_losses(features, truths, weights=LossWeights())["loss"].backward()
@@ -146,10 +184,10 @@ def num_texts(batch_size: int) -> int:
 
 
 def build_batch(
-    name: str, batch_size: int, device: torch.device
+    name: str, batch_size: int, device: torch.device, *, shares_texts: bool = True
 ) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], Truths]:
     """Inputs, the row of each photo's text, and what is true of the photos."""
-    side, different = MODELS[name][4], num_texts(batch_size)
+    side, different = MODELS[name][4], num_texts(batch_size) if shares_texts else batch_size
     inputs = {"pixel_values": torch.randn(batch_size, 3, side, side, device=device)}
     for kind, count, length in (("address", different, ADDRESS_TOKENS), ("caption", batch_size, CAPTION_TOKENS)):
         ids = torch.randint(5, 40_000, (count, length), device=device)

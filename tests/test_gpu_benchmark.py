@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import evaluate, gpu_stage1, gpu_stage2
 
@@ -32,6 +33,18 @@ def test_it_reports_every_model_and_batch(tmp_path, monkeypatch):
     assert [run["batch_size"] for run in found["runs"]] == [2, 4]
     for run in found["runs"]:
         assert run["images_per_second"] > 0 < run["utilisation"] < 1
+        assert run["share_of_bare"] > 0 < run["gain_of_shared_texts"]
+    assert set(found["memory_per_photo_mb"]) == {"tiny"}
+
+
+def test_the_ways_of_stage_1_differ_in_what_they_say():
+    device = torch.device("cpu")
+    shared, each = (gpu_stage1.build_batch("tiny", 512, device, shares_texts=way)[0] for way in (True, False))
+    assert len(shared["address_input_ids"]) == gpu_stage1.num_texts(512) < 428
+    assert len(each["address_input_ids"]) == len(each["caption_input_ids"]) == 512
+    rows = [{"model": "b16", "batch_size": n, "peak_memory_gb": 2 + 0.01 * n} for n in (64, 256)]
+    rows += [{"model": "b16", "batch_size": 512, "out_of_memory": True}]
+    assert gpu_stage1.memory_per_photo(rows) == {"b16": pytest.approx(10)}
 
 
 def test_the_operations_of_a_7b_step_are_four_a_weight_and_token():
