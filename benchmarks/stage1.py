@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ from llava_ial.manifest import write_json
 from llava_ial.models.address_clip import AddressCLIP
 from llava_ial.models.losses import LossWeights, Truths, address_clip_losses
 from llava_ial.training.clip_settings import ClipSettings
-from llava_ial.training.clip_step import batch_losses, model_inputs, to_device
+from llava_ial.training.clip_step import batch_losses, losses_in_blocks, model_inputs, to_device
 from llava_ial.training.feature_cache import cached_backward, split_inputs
 from llava_ial.training.optim import build_optimizer
 from tests.tiny_world import TinyWorld, build_tiny_base_clip, build_tiny_dataset
@@ -59,6 +60,7 @@ SIZES = {"b16": (768, 12, 12, 16, 224, 512, 12, 8, 512), "toy": (160, 6, 5, 16, 
 # The paper's batch and city: so many rows of a batch are distinct addresses.
 PAPER_BATCH, PAPER_ADDRESSES = 256, 428
 SETTINGS = ClipSettings(Path(), "", Path())
+_BLOCKS = 16  # of the rows of a batch, where they are taken some at a time
 
 
 @dataclass
@@ -262,16 +264,19 @@ def step_memory(config: BenchmarkConfig, folder: Path, batch_size: int, num_chun
 
 
 def measure_shared_loss(config: BenchmarkConfig) -> dict[str, dict[str, float]]:
-    """Seconds and memory that the losses add to a process, by own rows and, the plain way, by the whole square."""
-    found = {}
-    for world in (1, 2, 4):
-        for name, own in (("own_rows", True), ("whole_square", False)):
-            if world > 1 or own:
-                found[f"{world} processes, {name}"] = in_process(loss_cost, config, own, world=world)
-    return found
+    """Seconds and memory that the losses add to a process: by own rows, some of these at a time, by the whole square.
+
+    The whole square is the plain way; on one process it is the same as its own rows.
+    """
+    ways = {1: ("own_rows", "in_blocks"), 2: ("own_rows", "whole_square"), 4: ("own_rows", "whole_square")}
+    return {
+        f"{world} processes, {way}": in_process(loss_cost, config, way, world=world)
+        for world, some in ways.items()
+        for way in some
+    }
 
 
-def loss_cost(config: BenchmarkConfig, own: bool) -> dict[str, float]:
+def loss_cost(config: BenchmarkConfig, way: str) -> dict[str, float]:
     """Of one process: forward and backward of all losses over gathered features."""
     share, width = config.loss_batch // distributed.world_size(), 512
     generator = torch.Generator().manual_seed(distributed.rank())
@@ -284,11 +289,12 @@ def loss_cost(config: BenchmarkConfig, own: bool) -> dict[str, float]:
         started = time.perf_counter()
         everyone = {name: distributed.gather_with_gradient(f) for name, f in features.items()}
         known = [distributed.gather_with_gradient(t) for t in (address_id, address_id, address_id, xy_m, address_id)]
-        rows = distributed.own_rows(address_id) if own else slice(None)
-        losses = address_clip_losses(
-            {**everyone, "logit_scale": torch.tensor(20.0)}, Truths(*known), weights=LossWeights(), rows=rows
+        rows = slice(0, config.loss_batch) if way == "whole_square" else distributed.own_rows(address_id)
+        losses = partial(
+            address_clip_losses, {**everyone, "logit_scale": torch.tensor(20.0)}, Truths(*known), weights=LossWeights()
         )
-        losses["loss"].backward()
+        block = max(1, config.loss_batch // _BLOCKS) if way == "in_blocks" else config.loss_batch
+        losses_in_blocks(losses, rows, block)["loss"].backward()
         seconds.append(time.perf_counter() - started)
     return {"seconds": statistics.median(seconds[1:]), "added_mb": peak_mb() - before}
 

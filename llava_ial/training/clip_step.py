@@ -59,13 +59,15 @@ def batch_losses(
         geography_reading=settings.geography_reading, earlier=earlier,
     )  # fmt: skip
     num_columns = len(truths.address_id) + (len(earlier.features) if earlier else 0)
-    losses = _in_blocks(losses_of_rows, distributed.own_rows(tensors["address_id"]), max(1, _MOST_PAIRS // num_columns))
+    losses = losses_in_blocks(
+        losses_of_rows, distributed.own_rows(tensors["address_id"]), max(1, _MOST_PAIRS // num_columns)
+    )
     if queue:
         queue.add(KnownPhotos(everyone["image_features"].float(), truths.address_id, truths.panorama))
     return losses
 
 
-def _in_blocks(
+def losses_in_blocks(
     losses_of_rows: Callable[..., dict[str, torch.Tensor]], rows: slice, block: int
 ) -> dict[str, torch.Tensor]:
     """The losses of ``rows``, ``block`` of them at a time and computed again on the way back.
