@@ -268,6 +268,8 @@ def measure_shared_loss(config: BenchmarkConfig) -> dict[str, dict[str, float]]:
 
     The whole square is the plain way; on one process it is the same as its own rows.
     """
+    # For the processes that are started from here: glibc gives freed matrices back, instead of keeping them for itself.
+    os.environ["MALLOC_MMAP_THRESHOLD_"] = "1000000"
     ways = {1: ("own_rows", "in_blocks"), 2: ("own_rows", "whole_square"), 4: ("own_rows", "whole_square")}
     return {
         f"{world} processes, {way}": in_process(loss_cost, config, way, world=world)
