@@ -81,6 +81,10 @@ def test_the_best_state_is_kept_published_and_opens_in_every_way(tiny_folders: T
     assert num_since == len(found) - found.index(best) - 1
     assert best["step"] < 4, "this rate was meant to destroy"
     assert_same_weights(out, out / "checkpoints/best")
+    for folder in (out, out / "checkpoints/best"):
+        card = (folder / "README.md").read_text(encoding="utf-8").splitlines()
+        assert f"## Measured after step {best['step']}" in card
+        assert {f"- {name}: {value:.4f}" for name, value in best.items() if name != "step"} <= set(card)
     early = train_here(tiny_folders, tmp_path / "early", **{**options, "publish": "last"}, max_steps=best["step"])
     assert_same_weights(out, early)
     last = out / "checkpoints/step-000004"

@@ -178,13 +178,13 @@ class LlavaTrainer(Trainer):
         measured = self._measure()
         # Processes may differ in the last bit, and all of them must save or none.
         found = distributed.run_on_main_process(lambda: measured)
+        metrics = {f"eval_{name}": value for name, value in found.items()}
+        self.log(metrics)  # first, because the card of what is saved takes its figures from the log
         if is_better(found, best):
             num_since = 0
             self._save_best()
         else:
             num_since += 1
-        metrics = {f"eval_{name}": value for name, value in found.items()}
-        self.log(metrics)
         if run.settings.early_stopping and num_since >= run.settings.early_stopping:
             self._has_converged = control.should_training_stop = True
         self.control = self.callback_handler.on_evaluate(self.args, self.state, control, metrics)
