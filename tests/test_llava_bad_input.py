@@ -17,6 +17,7 @@ from llava_ial.errors import UserError
 from llava_ial.models.llava_folder import load_llava_ial
 from tests.stage2_runs import arguments_of, assert_same_weights, interrupt, start, train_here
 from tests.tiny_models import TinyFolders
+from tests.tiny_world import TinyWorld, build_tiny_dataset
 
 HUMAN = {"from": "human", "value": f"{IMAGE_TOKEN}\nWhat is this?"}
 GPT = {"from": "gpt", "value": "A house."}
@@ -73,6 +74,15 @@ def test_a_bad_dialogue_ends_the_run_before_it_starts(
 def test_a_mixture_of_another_form_is_refused(tiny_folders: TinyFolders, tmp_path: Path, text: str) -> None:
     with pytest.raises(UserError, match=f"--mix {text}: allowed: FILE.json:SHARE"):
         train_here(tiny_folders, tmp_path / "out", mix=text)
+
+
+def test_stage_1_of_another_city_is_refused(tiny_folders: TinyFolders, tmp_path: Path) -> None:
+    """Its tower would fit, and its list of addresses would be published with dialogues about others."""
+    other = build_tiny_dataset(tmp_path / "other", TinyWorld(num_addresses=4))
+    for options in ({}, {"hints": 1}, {"dry_run": True}):
+        with pytest.raises(UserError, match=r"--data .*other has other addresses than --clip .*stage1; name the stage"):
+            train_here(tiny_folders, tmp_path / "out", data=other, **options)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_probe_tells_what_was_forgotten(

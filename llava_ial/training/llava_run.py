@@ -92,15 +92,13 @@ def read_inputs(settings: LlavaSettings, arguments: LlavaArguments) -> Inputs:
     """Hashes what the run reads; loads no model.
 
     Raises:
-        UserError: Data set, stage 1 or base is not there or not finished.
+        UserError: Data set, stage 1 or base is not there or not finished, or stage 1 is of another data set.
     """
     refuse_zero3_quantized(settings, arguments)
     settings.dtype(arguments)
     settings.attention(arguments)
-    parents = {
-        "data": IALDataset(settings.data, settings.image_root).identity,
-        "base": base_hash(settings.base),
-    }
+    dataset = IALDataset(settings.data, settings.image_root)
+    parents = {"data": dataset.identity, "base": base_hash(settings.base)}
     if settings.dialogues == CAPTIONS:
         parents["dialogues"] = CAPTIONS
     elif settings.dialogues != OWN:
@@ -108,7 +106,11 @@ def read_inputs(settings: LlavaSettings, arguments: LlavaArguments) -> Inputs:
     if model_type(settings.base) != "llava":
         refuse_beside_other_bases(settings, arguments)
         return Inputs(identity(settings, arguments) | parents, parents, IMAGE_TEXT_KIND)
-    read_manifest(settings.stage1, ADDRESS_CLIP_KIND)
+    if read_manifest(settings.stage1, ADDRESS_CLIP_KIND).get("gallery_hash") != dataset.gallery_hash:
+        raise UserError(
+            f"--data {settings.data} has other addresses than --clip {settings.stage1}; name the stage 1 folder that "
+            "was trained on it"
+        )
     parents |= {"address_clip": file_hash(settings.stage1 / MANIFEST), "chat_template": chat_template_hash()}
     mixtures = [parse_mixture(text) for text in settings.mix]
     mixed = {f"mix {mixture.share}": hash_of_json(mixture.path) for mixture in mixtures}
