@@ -7,16 +7,20 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from transformers import AutoImageProcessor
 
 from llava_ial.conversation import IMAGE_TOKEN
+from llava_ial.data.dataset import IALDataset
 from llava_ial.data.llava_json import draw_mixed, read_llava_json
 from llava_ial.errors import UserError
+from llava_ial.models.address_clip import load_clip
 from llava_ial.models.llava_folder import load_llava_ial
 from tests.stage2_runs import arguments_of, assert_same_weights, interrupt, start, train_here
-from tests.tiny_models import TinyFolders
+from tests.tiny_models import TinyFolders, write_stage1
 from tests.tiny_world import TinyWorld, build_tiny_dataset
 
 HUMAN = {"from": "human", "value": f"{IMAGE_TOKEN}\nWhat is this?"}
@@ -107,8 +111,20 @@ def test_a_probe_tells_what_was_forgotten(
     out = train_here(tiny_folders, tmp_path / "full", forgetting_probe=probe, **full)
     other = json.loads((out / "forgetting.json").read_text(encoding="utf-8"))
     assert other["loss_before"] == pytest.approx(kept["loss_before"]) != other["loss_after"]
+    out = train_here(with_another_tower(tiny_folders, tmp_path), tmp_path / "tower", forgetting_probe=probe, **same)
+    other = json.loads((out / "forgetting.json").read_text(encoding="utf-8"))
+    assert other["loss_before"] == pytest.approx(kept["loss_before"]), "the base sees with the tower that it came with"
+    assert other["loss_after"] > 2 * other["loss_before"]
     with pytest.raises(UserError, match="not JSON"):
         train_here(tiny_folders, tmp_path / "bad", forgetting_probe=general("["), max_steps=1)
+
+
+def with_another_tower(folders: TinyFolders, folder: Path) -> TinyFolders:
+    """Stage 1 of the CLIP as it was before the tiny LLaVA was trained as a whole."""
+    base_clip = folders.llava.parent / "base_clip"
+    image_processor = AutoImageProcessor.from_pretrained(base_clip, backend="pil")
+    write_stage1(folder / "other", IALDataset(folders.data), load_clip(str(base_clip)), base_clip, image_processor)
+    return replace(folders, clip=folder / "other")
 
 
 def test_general_dialogues_are_mixed_in_by_their_share(

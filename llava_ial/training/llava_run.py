@@ -1,5 +1,6 @@
 """Stage 2 before the first step: everything loaded, checked and claimed."""
 
+import copy
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -162,7 +163,7 @@ def build_run(settings: LlavaSettings, arguments: LlavaArguments, inputs: Inputs
     if settings.forgetting_probe:
         probe = build_probe(
             settings.forgetting_probe, dataset, model, base_features, tokenizer, image_processor,
-            max_length=settings.max_length,
+            AutoImageProcessor.from_pretrained(settings.base, backend="pil"), max_length=settings.max_length,
         )  # fmt: skip
     if arguments.activation_checkpointing:
         model.enable_input_require_grads()
@@ -182,12 +183,15 @@ def _load_model(settings: LlavaSettings, arguments: LlavaArguments) -> tuple[Pef
         llava = load_base(settings.base, dtype=dtype, quantization=quantization, attention=attention)
         if quantization:
             refuse_quantized_elsewhere(llava)
+        own_tower = copy.deepcopy(llava.model.vision_tower.state_dict()) if settings.forgetting_probe else None
         attached_tower = attach_tower(llava, clip, interpolate_positions=settings.interpolate_positions)
         base_features = Features(llava.config.vision_feature_layer, llava.config.vision_feature_select_strategy)
         set_features(llava, settings.feature_layers, settings.vision_feature_select_strategy)
         if settings.join_last_layer:  # the base's own projector is widened, too, and computes what it did before
             base_features = replace(base_features, layer=settings.feature_layers)
         model = add_adapter(llava, settings.lora)
+        if own_tower:  # what the model sees with its adapter off
+            model.get_base_model().model.vision_tower.original_module.load_state_dict(own_tower, strict=True)
         if settings.tune_vision_tower == "lora":
             add_tower_lora(model, settings.lora)
         set_tower_training(model, settings.tune_vision_tower)
