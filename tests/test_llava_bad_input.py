@@ -1,5 +1,6 @@
 """Whatever is wrong with stage 2's input is told in one line, and no folder looks complete that is not."""
 
+import itertools
 import json
 import resource
 import shlex
@@ -13,12 +14,15 @@ from pathlib import Path
 import pytest
 from transformers import AutoImageProcessor
 
+from llava_ial.config import parse_config
 from llava_ial.conversation import IMAGE_TOKEN
 from llava_ial.data.dataset import IALDataset
-from llava_ial.data.llava_json import draw_mixed, read_llava_json
+from llava_ial.data.llava_json import draw_mixed, hash_of_json, read_llava_json
 from llava_ial.errors import UserError
 from llava_ial.models.address_clip import load_clip
 from llava_ial.models.llava_folder import load_llava_ial
+from llava_ial.training.llava_run import read_inputs
+from llava_ial.training.llava_settings import LlavaArguments, LlavaSettings
 from tests.stage2_runs import arguments_of, assert_same_weights, interrupt, start, train_here
 from tests.tiny_models import TinyFolders, write_stage1
 from tests.tiny_world import TinyWorld, build_tiny_dataset
@@ -144,6 +148,25 @@ def test_general_dialogues_are_mixed_in_by_their_share(
     load_llava_ial(out)
     with pytest.raises(UserError, match="holds another run"):
         train_here(tiny_folders, tmp_path / "out", mix=f"{path}:0.1", max_steps=2)
+
+
+def test_every_mixture_belongs_to_the_identity_of_a_run(
+    tiny_folders: TinyFolders, tmp_path: Path, general: Callable[[object], Path]
+) -> None:
+    first = general([entry(HUMAN, GPT)])
+    second = tmp_path / "second.json"
+    second.write_text(json.dumps([entry(HUMAN, GPT, id="g-2")]), encoding="utf-8")
+
+    def identity(*files: Path) -> dict[str, object]:
+        given = arguments_of(tiny_folders, tmp_path / "out")
+        mix = ["--mix", *(f"{file}:0.1" for file in files)] if files else []
+        settings, arguments = parse_config(LlavaSettings, LlavaArguments, description="", argv=[*given, *mix])
+        return read_inputs(settings, arguments).identity
+
+    chosen = [(), (first,), (second,), (first, second), (second, first), (second, second)]
+    found = [identity(*files) for files in chosen]
+    assert all(a != b for a, b in itertools.combinations(found, 2))
+    assert found[1]["mix 0.1"] == hash_of_json(first), "the name that it had before two were told apart"
 
 
 @pytest.mark.parametrize("size", [40_000, 1_000], ids=["the adapter", "its manifest"])

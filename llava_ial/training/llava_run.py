@@ -2,7 +2,7 @@
 
 import copy
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -113,9 +113,16 @@ def read_inputs(settings: LlavaSettings, arguments: LlavaArguments) -> Inputs:
             "was trained on it"
         )
     parents |= {"address_clip": file_hash(settings.stage1 / MANIFEST), "chat_template": chat_template_hash()}
-    mixtures = [parse_mixture(text) for text in settings.mix]
-    mixed = {f"mix {mixture.share}": hash_of_json(mixture.path) for mixture in mixtures}
+    mixed = _mixed_hashes(settings.mix)
     return Inputs(identity(settings, arguments) | parents | mixed, parents | mixed)
+
+
+def _mixed_hashes(mix: Sequence[str]) -> dict[str, str]:
+    """Of each mixture the file's hash, by its share and, as two may have one share, the place of all but the first."""
+    found = {}
+    for place, mixture in enumerate(map(parse_mixture, mix), start=1):
+        found[f"mix {mixture.share}" + (f", number {place}" if place > 1 else "")] = hash_of_json(mixture.path)
+    return found
 
 
 def claim(output: Path, inputs: Inputs) -> FolderState:
