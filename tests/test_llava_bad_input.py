@@ -150,6 +150,14 @@ def test_general_dialogues_are_mixed_in_by_their_share(
         train_here(tiny_folders, tmp_path / "out", mix=f"{path}:0.1", max_steps=2)
 
 
+def test_a_file_may_begin_with_dialogues_without_a_photo_or_have_no_others(
+    tiny_folders: TinyFolders, tmp_path: Path, general: Callable[[object], Path]
+) -> None:
+    text_only = {"id": "t-1", "conversations": [{"from": "human", "value": "What is two and two?"}, GPT]}
+    for name, entries in (("first", [text_only, entry(HUMAN, GPT)]), ("alone", [text_only, {**text_only, "id": 2}])):
+        load_llava_ial(train_here(tiny_folders, tmp_path / name, dialogues=general(entries), max_steps=2))
+
+
 def test_every_mixture_belongs_to_the_identity_of_a_run(
     tiny_folders: TinyFolders, tmp_path: Path, general: Callable[[object], Path]
 ) -> None:
