@@ -244,7 +244,7 @@ def test_a_changed_part_is_refused_when_opened(tiny_folders: TinyFolders, tmp_pa
 def test_a_part_that_did_not_arrive_is_refused(
     tiny_folders: TinyFolders, monkeypatch: pytest.MonkeyPatch, part: str, dtype: torch.dtype
 ) -> None:
-    """The file is the right one, but other weights are in memory: as if a new release of PEFT read its names wrongly."""
+    """The file is the right one, but other weights are in memory: as if PEFT read its names wrongly."""
     read = PeftModel.from_pretrained
 
     def misread(llava: LlavaForConditionalGeneration, folder: Path) -> PeftModel:

@@ -1,6 +1,5 @@
 """A LLaVA-IAL folder: adapter, processor, encoder and manifest, written whole and verified when opened."""
 
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -32,6 +31,7 @@ from llava_ial.manifest import (
     file_hash,
     publish_manifest,
     read_manifest,
+    relative_path,
     write_json,
     write_text,
 )
@@ -165,7 +165,7 @@ def save_llava_ial(
 def _reference(base: str, folder: Path, known_hash: str | None) -> dict[str, Any]:
     """A base as a manifest in ``folder`` names it."""
     local = Path(base).is_dir()
-    named = os.path.relpath(base, folder) if local else base
+    named = relative_path(Path(base), folder) if local else base
     return {"base": named, "base_is_local": local, "base_hash": known_hash or base_hash(base)}
 
 
@@ -180,7 +180,7 @@ def copy_llava_ial(source: Path, target: Path) -> None:
             shutil.copyfile(path, temporary)
             temporary.rename(target / path.name)
     if manifest["base_is_local"]:
-        manifest["base"] = os.path.relpath((source / manifest["base"]).resolve(), target)
+        manifest["base"] = relative_path(source / manifest["base"], target)
     write_json(target / MANIFEST, manifest)
     (target / BUILDING).unlink(missing_ok=True)
 
