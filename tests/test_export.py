@@ -1,6 +1,7 @@
 """LLaVA's first layout in and out, names of transformers 4, the model card, and the hub only when it is named."""
 
 import json
+import resource
 import sys
 from pathlib import Path
 from unittest.mock import patch
@@ -149,6 +150,29 @@ def test_bad_settings_leave_nothing(adapted: Path, tmp_path: Path, options: dict
     with pytest.raises(UserError, match=complaint):
         export_here(adapted, tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("size", [100_000, 10_000], ids=["the weights", "the tokenizer"])
+@pytest.mark.parametrize("command", ["merge", "llava", "hf"])
+def test_a_full_disk_is_told_in_one_line_and_the_command_begins_anew(
+    adapted: Path, original: Path, tmp_path: Path, command: str, size: int
+) -> None:
+    """Files may not grow beyond a size, which the system answers like a full disk."""
+
+    def write() -> Path:
+        if command == "merge":
+            return merge_here(adapted, tmp_path / "out", dtype="float32", num_checks=1, max_new_tokens=2)
+        return export_here(original if command == "hf" else adapted, tmp_path / "out", format=command)
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"out: there is no room to write .*; make room .* again: it begins anew"):
+            write()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    assert (write() / "manifest.json").exists()
 
 
 @pytest.mark.parametrize("has_prefix", [False, True], ids=["4.40", "4.52"])

@@ -1,5 +1,6 @@
 """Whatever is wrong with stage 2's input is told in one line, and no folder looks complete that is not."""
 
+import errno
 import itertools
 import json
 import resource
@@ -21,8 +22,10 @@ from llava_ial.data.llava_json import draw_mixed, hash_of_json, read_llava_json
 from llava_ial.errors import UserError
 from llava_ial.models.address_clip import load_clip
 from llava_ial.models.llava_folder import load_llava_ial
+from llava_ial.training import llava_trainer
 from llava_ial.training.llava_run import read_inputs
 from llava_ial.training.llava_settings import LlavaArguments, LlavaSettings
+from llava_ial.training.train_log import TrainLog
 from tests.stage2_runs import arguments_of, assert_same_weights, interrupt, start, train_here
 from tests.tiny_models import TinyFolders, write_stage1
 from tests.tiny_world import TinyWorld, build_tiny_dataset
@@ -195,6 +198,41 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_nothing_that_looks_complete(
     load_llava_ial(out / "checkpoints" / "step-000002")
     train_here(tiny_folders, out)
     assert_same_weights(train_here(tiny_folders, tmp_path / "straight"), out)
+
+
+@pytest.mark.parametrize("what", ["write_json", "copy_llava_ial", "TrainLog.write", "measured probe"])
+def test_no_room_for_the_last_files_is_told_in_one_line(
+    tiny_folders: TinyFolders,
+    tmp_path: Path,
+    general: Callable[[object], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    what: str,
+) -> None:
+    """``run.json``, the copy of the best state, ``train_log.jsonl`` and ``forgetting.json``."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    options: dict[str, object] = {"max_steps": 2}
+    if what == "TrainLog.write":
+        monkeypatch.setattr(TrainLog, "write", full)
+    elif what == "copy_llava_ial":
+        monkeypatch.setattr(llava_trainer, what, full)
+        options |= {
+            "publish": "best",
+            "eval_strategy": "steps",
+            "eval_steps": 2,
+            "eval_split": "train",
+            "eval_photos": 1,
+        }
+    else:
+        monkeypatch.setattr(llava_trainer, "write_json", full)
+    if what == "measured probe":
+        text_only = {"id": 1, "conversations": [{"from": "human", "value": "What is two and two?"}, GPT]}
+        options["forgetting_probe"] = general([text_only])
+    with pytest.raises(UserError, match=r"out: there is no room to write .*; make room"):
+        train_here(tiny_folders, tmp_path / "out", **options)
+    assert not (tmp_path / "out" / "manifest.json").exists()
 
 
 @pytest.mark.slow

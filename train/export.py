@@ -40,6 +40,7 @@ from llava_ial.models.llava_original import (
     to_original_state,
     tower_path,
 )
+from llava_ial.training.checkpoints import refuse_full_disk
 
 KIND = "llava_export"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -72,12 +73,13 @@ def main() -> None:
             "model by python -m train.merge"
         )
     identity = {"format": config.format, "dtype": config.dtype, "model": _identity(config)}
-    if claim_folder(config.output, KIND, identity) is FolderState.COMPLETE:
-        print(f"{config.output}: already complete")
-    else:
-        (_write_original if config.format == "llava" else _write_plain)(config)
-        publish_manifest(config.output, KIND, identity)
-        print(f"{config.output}: written in the layout '{config.format}', read back and found equal")
+    with refuse_full_disk(config.output, "it begins anew"):
+        if claim_folder(config.output, KIND, identity) is FolderState.COMPLETE:
+            print(f"{config.output}: already complete")
+        else:
+            (_write_original if config.format == "llava" else _write_plain)(config)
+            publish_manifest(config.output, KIND, identity)
+            print(f"{config.output}: written in the layout '{config.format}', read back and found equal")
     if config.push_to_hub:
         print(f"uploaded to {push_folder(config.output, config.push_to_hub)}")
 

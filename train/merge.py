@@ -52,6 +52,7 @@ from llava_ial.models.llava_merged import (
     save_merged,
 )
 from llava_ial.prompts import PUBLISHED_QUESTION
+from llava_ial.training.checkpoints import refuse_full_disk
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -88,14 +89,15 @@ def main() -> None:
     checks = _checks(config)
     identity: dict[str, object] = {"dtype": config.dtype, "model": file_hash(config.model / MANIFEST)}
     kind = IMAGE_TEXT_MERGED_KIND if is_other else KIND
-    if claim_folder(config.output, kind, identity) is FolderState.COMPLETE:
-        print(f"{config.output}: already complete")
-    else:
-        agreement = (_merge_image_text if is_other else _merge)(config, identity, checks)
-        print(
-            f"{config.output}: merged in {config.dtype}; {agreement.num_same_answers} of {agreement.num_answers} "
-            f"answers are the same, logits differ by at most {agreement.logit_difference:.3%}"
-        )
+    with refuse_full_disk(config.output, "it begins anew"):
+        if claim_folder(config.output, kind, identity) is FolderState.COMPLETE:
+            print(f"{config.output}: already complete")
+        else:
+            agreement = (_merge_image_text if is_other else _merge)(config, identity, checks)
+            print(
+                f"{config.output}: merged in {config.dtype}; {agreement.num_same_answers} of {agreement.num_answers} "
+                f"answers are the same, logits differ by at most {agreement.logit_difference:.3%}"
+            )
     if config.push_to_hub:
         print(f"uploaded to {push_folder(config.output, config.push_to_hub)}")
 

@@ -36,7 +36,7 @@ from llava_ial.models.llava_folder import KIND, base_hash
 from llava_ial.models.quantized import quantization_config, refuse_quantized_elsewhere
 from llava_ial.models.tower_positions import processor_for_size
 from llava_ial.models.tuned_tower import add_tower_lora, set_tower_training
-from llava_ial.training.checkpoints import CHECKPOINTS
+from llava_ial.training.checkpoints import CHECKPOINTS, refuse_full_disk
 from llava_ial.training.llava_hints import HintPlan, TrainingHints, build_hints
 from llava_ial.training.llava_identity import identity
 from llava_ial.training.llava_limits import refuse_beside_other_bases, refuse_zero3_quantized
@@ -127,7 +127,8 @@ def _mixed_hashes(mix: Sequence[str]) -> dict[str, str]:
 
 def claim(output: Path, inputs: Inputs) -> FolderState:
     """Takes the output folder, and clears what a killed run was about to write."""
-    state = claim_folder(output, inputs.kind, inputs.identity)
+    with refuse_full_disk(output):
+        state = claim_folder(output, inputs.kind, inputs.identity)
     for folder in (output / CHECKPOINTS).glob(f"{UNFINISHED}*"):
         shutil.rmtree(folder)
     return state

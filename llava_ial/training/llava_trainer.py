@@ -220,13 +220,17 @@ class LlavaTrainer(Trainer):
     def finish(self) -> None:
         """Writes the finished folder; its manifest comes last."""
         self._measure_forgetting()
-        if distributed.is_main_process():
-            seconds = round(time.monotonic() - self._started, 1)
-            write_json(self._run.output / "run.json", {"seconds": seconds, "steps": self.state.global_step})
-        if self._run.settings.publish == "best":
-            best = self._run.output / CHECKPOINTS / BEST
-            distributed.run_on_main_process(lambda: copy_llava_ial(best, self._run.output))
-        else:
+        run = self._run
+        facts = {"seconds": round(time.monotonic() - self._started, 1), "steps": self.state.global_step}
+
+        @refuse_full_disk(run.output)
+        def write() -> None:
+            write_json(run.output / "run.json", facts)
+            if run.settings.publish == "best":
+                copy_llava_ial(run.output / CHECKPOINTS / BEST, run.output)
+
+        distributed.run_on_main_process(write)
+        if run.settings.publish != "best":
             self.save_model()
 
     def _measure_forgetting(self) -> None:
@@ -238,12 +242,16 @@ class LlavaTrainer(Trainer):
         self.model.eval()
         with self.accelerator.autocast():
             found = measure_probe(self.model, probe, run.tokenizer.pad_token_id, size, everyone=everyone)
-        if distributed.is_main_process():
+
+        @refuse_full_disk(run.output)
+        def write() -> None:
             write_json(run.forgetting, found)
             print(
                 f"general dialogues: loss {found['loss_before']:.3f} before, {found['loss_after']:.3f} after; "
                 f"{found['token_accuracy_before']:.1%} and {found['token_accuracy_after']:.1%} of their words"
             )
+
+        distributed.run_on_main_process(write)
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._run.output / CHECKPOINTS)
@@ -253,14 +261,17 @@ class LlavaTrainer(Trainer):
         step, keep = self.state.global_step, self.args.save_total_limit
         final = checkpoint_folder(self._run.output, step)
         unfinished = final.parent / f"{UNFINISHED}{step}"
-        try:
-            with refuse_full_disk(self._run.output):
-                super()._save_checkpoint(model, trial)
-                self._save_more(unfinished)
-        except UserError:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            raise
-        distributed.wait_for_everyone()
+
+        def save() -> None:
+            try:
+                with refuse_full_disk(self._run.output):
+                    Trainer._save_checkpoint(self, model, trial)
+                    self._save_more(unfinished)
+            except UserError:
+                shutil.rmtree(unfinished, ignore_errors=True)
+                raise
+
+        distributed.run_on_every_process(save)  # and go on when all have
 
         def publish() -> None:
             shutil.rmtree(final, ignore_errors=True)
