@@ -106,6 +106,23 @@ class LlavaTrainer(Trainer):
         chosen = learned_alone(inputs) if self.chooses_logits and self.args.n_gpu <= 1 else inputs
         return super().compute_loss(model, chosen, *args, **kwargs)
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """``Trainer``'s epoch; a run that was killed after its last checkpoint has no further step to take.
+
+        ``Trainer`` asks whether to end after a step alone, and would take one more.
+        """
+        if self.state.global_step >= self.state.max_steps or self._had_converged():
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
+    def _had_converged(self) -> bool:
+        """Whether ``--early_stopping`` had ended the run that this one goes on from."""
+        limit, run = self._run.settings.early_stopping, self._run
+        if limit and distributed.run_on_main_process(lambda: best_so_far(run.log))[1] >= limit:
+            self._has_converged = True
+        return self._has_converged
+
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """``Trainer``'s step; remembers whether the loss was a number."""
         loss: torch.Tensor = super().training_step(*args, **kwargs)
