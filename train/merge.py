@@ -66,6 +66,9 @@ class MergeConfig:
     data: Path | None = field(
         default=None, metadata={"help": "data set whose photos and questions both are asked; none: drawn noise"}
     )
+    image_root: Path | None = field(
+        default=None, metadata={"help": "where the photos of --data are now, if they were moved"}
+    )
     num_checks: int = field(default=8, metadata={"help": "photos that both are asked about"})
     max_new_tokens: int = field(default=64, metadata={"help": "most tokens of a compared answer"})
     dtype: str = field(default="bfloat16", metadata={"help": f"of the weights on disk: {', '.join(DTYPES)}"})
@@ -142,7 +145,7 @@ def _checks(config: MergeConfig) -> list[tuple[Image.Image, list[Message]]]:
         draw = np.random.default_rng(0)
         noise = (draw.integers(0, 256, size=(64, 64, 3), dtype=np.uint8) for _ in range(config.num_checks))
         return [(Image.fromarray(picture), [user_question(PUBLISHED_QUESTION)]) for picture in noise]
-    dataset = IALDataset(config.data)
+    dataset = IALDataset(config.data, config.image_root)
     split = next(name for name in ("test", "val", "train") if (dataset.folder / "conversations" / name).is_dir())
     records = dataset.conversations(split)
     chosen = records[:: max(1, len(records) // config.num_checks)][: config.num_checks]
