@@ -93,11 +93,13 @@ def main() -> None:
         if time.monotonic() - started < config.seconds:
             rows.append(measure(case, device, config, peak))
             print(json.dumps(rows[-1]), flush=True)
-    results = {
-        "machine": machine, "peak_tflops": peak, "torch": torch.__version__, "precision": "bf16",
-        "lora_rank": config.lora_rank, "runs": rows, "ratios": ratios(rows),
-    }  # fmt: skip
-    write_json(config.output, results)
+        results = {
+            "machine": machine, "peak_tflops": peak, "torch": torch.__version__, "precision": "bf16",
+            "lora_rank": config.lora_rank, "runs": rows, "ratios": ratios(rows),
+        }  # fmt: skip
+        write_json(config.output, results)  # after each case: a machine may be taken away before the last
+    if failed := [row for row in rows if "error" in row]:
+        raise UserError(f"{len(failed)} of {len(rows)} measurements failed, see {config.output}: {failed[0]['error']}")
 
 
 def cases(config: BenchmarkConfig) -> list[Case]:
@@ -116,7 +118,7 @@ def cases(config: BenchmarkConfig) -> list[Case]:
 
 
 def measure(case: Case, device: torch.device, config: BenchmarkConfig, peak: float) -> dict[str, Any]:
-    """Steps of one case, out of memory said as such."""
+    """Steps of one case, out of memory said as such, any other failure as its error."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -126,6 +128,8 @@ def measure(case: Case, device: torch.device, config: BenchmarkConfig, peak: flo
         seconds = step_seconds(case, device, config)
     except torch.OutOfMemoryError:
         return {**row, "out_of_memory": True}
+    except Exception as error:  # of whatever kind: the other cases are measured all the same
+        return {**row, "error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
     turns, num_tokens = shape(case)
     tflops = training_flops(case) / seconds / 1e12
     memory = torch.cuda.max_memory_allocated(device) / 1e9 if device.type == "cuda" else 0.0
@@ -187,14 +191,17 @@ def build_model(case: Case, device: torch.device, lora_rank: int) -> PeftModel:
             del llava
             gc.collect()
             quantization = quantization_config("nf4", torch.bfloat16)
-            llava = load_base(folder, dtype=torch.bfloat16, quantization=quantization)
+            llava = load_base(folder, dtype=torch.bfloat16, quantization=quantization, device=str(device))
     model = add_adapter(llava, LoraSettings(lora_rank, 2 * lora_rank, 0.05))
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.data = parameter.data.float()
     if case.is_checkpointed:
         model.enable_input_require_grads()
-        model.get_base_model().activation_checkpointing_enable()
+        base = model.get_base_model()
+        # Older releases of transformers know the second name alone, and a rented machine has the release that it has.
+        name = "activation_checkpointing_enable"
+        getattr(base, name if hasattr(base, name) else "gradient_checkpointing_enable")()
     return model.train()
 
 

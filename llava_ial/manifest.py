@@ -58,6 +58,11 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False) + "\n")
 
 
+def relative_path(path: Path, folder: Path) -> str:
+    """``path`` as ``folder / ...`` finds it; links are followed first, as the system does before it goes up."""
+    return os.path.relpath(path.resolve(), folder.resolve())
+
+
 def claim_folder(folder: Path, kind: str, config: Mapping[str, Any]) -> FolderState:
     """Takes an output folder for one configuration.
 

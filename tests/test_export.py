@@ -1,6 +1,7 @@
 """LLaVA's first layout in and out, names of transformers 4, the model card, and the hub only when it is named."""
 
 import json
+import resource
 import sys
 from pathlib import Path
 from unittest.mock import patch
@@ -14,7 +15,7 @@ from llava_ial.errors import UserError
 from llava_ial.models import hub
 from llava_ial.models.llava import load_base
 from llava_ial.models.llava_folder import load_llava_ial
-from llava_ial.models.llava_original import from_original_name, load_original, to_original_name
+from llava_ial.models.llava_original import from_original_name, load_original, to_original_name, tower_path
 from tests.stage2_runs import merge_here, train_here
 from tests.tiny_models import TinyFolders
 from train import export
@@ -65,7 +66,27 @@ def test_the_names_of_the_first_code_are_written_and_read(original: Path) -> Non
     assert config["mm_projector_type"] == "mlp2x_gelu"
     assert (config["mm_vision_select_layer"], config["mm_vision_select_feature"]) == (-2, "patch")
     assert (config["hidden_size"], config["mm_hidden_size"]) == (64, 32)
-    assert Path(config["mm_vision_tower"]) == original / "vision_tower"
+    assert config["mm_vision_tower"] == "vision_tower", "nobody else has the maker's folders"
+
+
+def test_a_tower_of_the_same_name_elsewhere_is_not_taken(
+    original: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "vision_tower").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert tower_path(original) == str(original / "vision_tower")
+
+
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "adapter_model.bin"])
+def test_lora_of_the_first_code_is_told(original: Path, tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "llava-lora"
+    folder.mkdir()
+    (folder / "config.json").write_bytes((original / "config.json").read_bytes())
+    (folder / "adapter_config.json").write_text("{}", encoding="utf-8")
+    save_file({"base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight": torch.zeros(2, 64)}, folder / name)
+    with pytest.raises(UserError, match="llava-lora: LoRA alone, not a whole model; put it into its base by scripts/"):
+        export_here(folder, tmp_path / "hf", format="hf")
+    assert not (tmp_path / "hf").exists()
 
 
 def test_the_tower_and_the_tokenizer_have_names_that_transformers_4_knows(original: Path) -> None:
@@ -113,6 +134,9 @@ def test_a_checkpoint_without_tower_takes_the_one_that_it_names(original: Path, 
     # Without the tower, and without the last token, which stands for a mark that this code adds itself.
     state = {name: tensor for name, tensor in state.items() if "vision_tower" not in name}
     save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((original / "config.json").read_text(encoding="utf-8"))
+    named = config | {"mm_vision_tower": str(original / "vision_tower")}
+    (folder / "config.json").write_text(json.dumps(named), encoding="utf-8")
     ours, theirs = (load_original(path, dtype=torch.float32)[0].state_dict() for path in (original, folder))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
@@ -122,6 +146,7 @@ def test_a_checkpoint_without_tower_takes_the_one_that_it_names(original: Path, 
     [
         ({"mm_projector_type": "linear"}, "mm_projector_type 'linear'; only LLaVA-1.5's mlp2x_gelu"),
         ({"mm_vision_tower": "./nowhere"}, "its mm_vision_tower ./nowhere cannot be loaded"),
+        ({"lm_head.weight": "left out"}, "no lm_head.weight among its weights; it holds a part of a model"),
         ({"hidden_size": 96}, "its weights do not fit its config.json"),
     ],
 )
@@ -132,7 +157,12 @@ def test_a_bad_original_is_told(original: Path, tmp_path: Path, change: dict, co
         if file.is_file():
             (folder / file.name).write_bytes(file.read_bytes())
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config["mm_vision_tower"] = str(original / "vision_tower")
     (folder / "config.json").write_text(json.dumps(config | change), encoding="utf-8")
+    if "lm_head.weight" in change:
+        state = load_file(folder / "model.safetensors")
+        del state["lm_head.weight"]
+        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(UserError, match=complaint):
         load_original(folder, dtype=torch.float32)
 
@@ -149,6 +179,29 @@ def test_bad_settings_leave_nothing(adapted: Path, tmp_path: Path, options: dict
     with pytest.raises(UserError, match=complaint):
         export_here(adapted, tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("size", [100_000, 10_000], ids=["the weights", "the tokenizer"])
+@pytest.mark.parametrize("command", ["merge", "llava", "hf"])
+def test_a_full_disk_is_told_in_one_line_and_the_command_begins_anew(
+    adapted: Path, original: Path, tmp_path: Path, command: str, size: int
+) -> None:
+    """Files may not grow beyond a size, which the system answers like a full disk."""
+
+    def write() -> Path:
+        if command == "merge":
+            return merge_here(adapted, tmp_path / "out", dtype="float32", num_checks=1, max_new_tokens=2)
+        return export_here(original if command == "hf" else adapted, tmp_path / "out", format=command)
+
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+    try:
+        with pytest.raises(UserError, match=r"out: there is no room to write .*; make room .* again: it begins anew"):
+            write()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert not (tmp_path / "out" / "manifest.json").exists()
+    assert (write() / "manifest.json").exists()
 
 
 @pytest.mark.parametrize("has_prefix", [False, True], ids=["4.40", "4.52"])
@@ -189,7 +242,11 @@ def test_a_card_says_what_was_trained_measured_and_allowed(tiny_folders: TinyFol
         assert "> Photos: CC BY 4.0." in card
         assert "- lora_rank: 2" in card
     merged = merge_here(out, tmp_path / "merged", dtype="float32", num_checks=1, max_new_tokens=4)
-    assert "library_name: transformers" in (merged / "README.md").read_text(encoding="utf-8")
+    plain = (merged / "README.md").read_text(encoding="utf-8")
+    assert "library_name: transformers" in plain
+    assert "PeftModel" in card
+    assert "peft" not in plain.lower()
+    assert "model = LlavaForConditionalGeneration.from_pretrained(FOLDER)\n" in plain
 
 
 def test_nothing_is_uploaded_unless_a_repository_is_named(

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from benchmarks import evaluate, gpu_stage1, gpu_stage2
+from llava_ial.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -68,6 +69,47 @@ def test_stage_2_reports_both_ways_and_four_bits(tmp_path, monkeypatch):
     assert [row["is_checkpointed"] for row in found["ratios"]] == [False, True]
     for run in found["runs"]:
         assert run["questions_per_second"] > 0 < run["utilisation"] < 1
+
+
+def test_a_case_that_fails_keeps_the_others(tmp_path, monkeypatch):
+    output, measured = tmp_path / "out.json", []
+
+    def step_seconds(case, *_):
+        measured.append(len(json.loads(output.read_text())["runs"]) if output.exists() else 0)
+        if case.is_quantized:
+            raise RuntimeError("no kernel\nfor this chip")
+        return 0.5
+
+    given = ["--models", "tiny", "--batch_sizes", "2", "--device=cpu", f"--output={output}"]
+    monkeypatch.setattr("sys.argv", ["gpu_stage2.py", *given])
+    monkeypatch.setattr(gpu_stage2, "step_seconds", step_seconds)
+    with pytest.raises(UserError, match=r"1 of 5 measurements failed, see .*: RuntimeError: no kernel for this chip"):
+        gpu_stage2.main()
+    assert measured == [0, 1, 2, 3, 4], "what is known is written before the next case"
+    found = json.loads(output.read_text())
+    assert ["error" in run for run in found["runs"]] == [False] * 4 + [True]
+    assert len(found["ratios"]) == 2
+
+
+@pytest.mark.parametrize("name", ["activation_checkpointing_enable", "gradient_checkpointing_enable"])
+def test_checkpointing_is_switched_on_by_either_name(monkeypatch, name):
+    class Model:
+        def enable_input_require_grads(self):
+            pass
+
+        def get_base_model(self):
+            return type("Base", (), {name: lambda _: called.append(name)})()
+
+        def parameters(self):
+            return []
+
+        def train(self):
+            return self
+
+    called = []
+    monkeypatch.setattr(gpu_stage2, "add_adapter", lambda *_: Model())
+    gpu_stage2.build_model(gpu_stage2.Case("tiny", 1, True, False, False), torch.device("cpu"), 2)
+    assert called == [name]
 
 
 def test_the_ways_of_asking_are_compared_and_say_the_same(tmp_path, monkeypatch):

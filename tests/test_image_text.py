@@ -206,6 +206,10 @@ def test_it_merges_into_a_plain_model_that_answers_as_the_adapted_one(
     ("options", "complaint"),
     [
         ({"clip": "stage1"}, "--clip stage1: allowed: nothing: a base that is no LLaVA-1.5 keeps its own tower"),
+        ({"max_length": 512}, "--max_length 512: allowed: 2048, which is not looked at"),
+        ({"vision_feature_layer": -1}, "--vision_feature_layer -1: allowed: -2, which"),
+        ({"vision_feature_select_strategy": "full"}, "--vision_feature_select_strategy full: allowed: default, which"),
+        ({"photos_in_memory": 8}, "--photos_in_memory 8: allowed: 0, which"),
         ({"tune_vision_tower": "full"}, "--tune_vision_tower full: allowed: none"),
         ({"eval_strategy": "steps", "eval_steps": 1}, "--eval_strategy .*: allowed: no"),
         ({"train_sampling_strategy": "group_by_length"}, "--train_sampling_strategy group_by_length: allowed: random"),

@@ -1,5 +1,7 @@
 """Whatever is wrong with stage 2's input is told in one line, and no folder looks complete that is not."""
 
+import errno
+import itertools
 import json
 import resource
 import shlex
@@ -7,16 +9,26 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from transformers import AutoImageProcessor
 
+from llava_ial.config import parse_config
 from llava_ial.conversation import IMAGE_TOKEN
-from llava_ial.data.llava_json import draw_mixed, read_llava_json
+from llava_ial.data.dataset import IALDataset
+from llava_ial.data.llava_json import draw_mixed, hash_of_json, read_llava_json
 from llava_ial.errors import UserError
+from llava_ial.models.address_clip import load_clip
 from llava_ial.models.llava_folder import load_llava_ial
+from llava_ial.training import llava_trainer
+from llava_ial.training.llava_run import read_inputs
+from llava_ial.training.llava_settings import LlavaArguments, LlavaSettings
+from llava_ial.training.train_log import TrainLog
 from tests.stage2_runs import arguments_of, assert_same_weights, interrupt, start, train_here
-from tests.tiny_models import TinyFolders
+from tests.tiny_models import TinyFolders, write_stage1
+from tests.tiny_world import TinyWorld, build_tiny_dataset
 
 HUMAN = {"from": "human", "value": f"{IMAGE_TOKEN}\nWhat is this?"}
 GPT = {"from": "gpt", "value": "A house."}
@@ -75,6 +87,15 @@ def test_a_mixture_of_another_form_is_refused(tiny_folders: TinyFolders, tmp_pat
         train_here(tiny_folders, tmp_path / "out", mix=text)
 
 
+def test_stage_1_of_another_city_is_refused(tiny_folders: TinyFolders, tmp_path: Path) -> None:
+    """Its tower would fit, and its list of addresses would be published with dialogues about others."""
+    other = build_tiny_dataset(tmp_path / "other", TinyWorld(num_addresses=4))
+    for options in ({}, {"hints": 1}, {"dry_run": True}):
+        with pytest.raises(UserError, match=r"--data .*other has other addresses than --clip .*stage1; name the stage"):
+            train_here(tiny_folders, tmp_path / "out", data=other, **options)
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_probe_tells_what_was_forgotten(
     tiny_folders: TinyFolders, tmp_path: Path, general: Callable[[object], Path]
 ) -> None:
@@ -97,8 +118,20 @@ def test_a_probe_tells_what_was_forgotten(
     out = train_here(tiny_folders, tmp_path / "full", forgetting_probe=probe, **full)
     other = json.loads((out / "forgetting.json").read_text(encoding="utf-8"))
     assert other["loss_before"] == pytest.approx(kept["loss_before"]) != other["loss_after"]
+    out = train_here(with_another_tower(tiny_folders, tmp_path), tmp_path / "tower", forgetting_probe=probe, **same)
+    other = json.loads((out / "forgetting.json").read_text(encoding="utf-8"))
+    assert other["loss_before"] == pytest.approx(kept["loss_before"]), "the base sees with the tower that it came with"
+    assert other["loss_after"] > 2 * other["loss_before"]
     with pytest.raises(UserError, match="not JSON"):
         train_here(tiny_folders, tmp_path / "bad", forgetting_probe=general("["), max_steps=1)
+
+
+def with_another_tower(folders: TinyFolders, folder: Path) -> TinyFolders:
+    """Stage 1 of the CLIP as it was before the tiny LLaVA was trained as a whole."""
+    base_clip = folders.llava.parent / "base_clip"
+    image_processor = AutoImageProcessor.from_pretrained(base_clip, backend="pil")
+    write_stage1(folder / "other", IALDataset(folders.data), load_clip(str(base_clip)), base_clip, image_processor)
+    return replace(folders, clip=folder / "other")
 
 
 def test_general_dialogues_are_mixed_in_by_their_share(
@@ -120,6 +153,33 @@ def test_general_dialogues_are_mixed_in_by_their_share(
         train_here(tiny_folders, tmp_path / "out", mix=f"{path}:0.1", max_steps=2)
 
 
+def test_a_file_may_begin_with_dialogues_without_a_photo_or_have_no_others(
+    tiny_folders: TinyFolders, tmp_path: Path, general: Callable[[object], Path]
+) -> None:
+    text_only = {"id": "t-1", "conversations": [{"from": "human", "value": "What is two and two?"}, GPT]}
+    for name, entries in (("first", [text_only, entry(HUMAN, GPT)]), ("alone", [text_only, {**text_only, "id": 2}])):
+        load_llava_ial(train_here(tiny_folders, tmp_path / name, dialogues=general(entries), max_steps=2))
+
+
+def test_every_mixture_belongs_to_the_identity_of_a_run(
+    tiny_folders: TinyFolders, tmp_path: Path, general: Callable[[object], Path]
+) -> None:
+    first = general([entry(HUMAN, GPT)])
+    second = tmp_path / "second.json"
+    second.write_text(json.dumps([entry(HUMAN, GPT, id="g-2")]), encoding="utf-8")
+
+    def identity(*files: Path) -> dict[str, object]:
+        given = arguments_of(tiny_folders, tmp_path / "out")
+        mix = ["--mix", *(f"{file}:0.1" for file in files)] if files else []
+        settings, arguments = parse_config(LlavaSettings, LlavaArguments, description="", argv=[*given, *mix])
+        return read_inputs(settings, arguments).identity
+
+    chosen = [(), (first,), (second,), (first, second), (second, first), (second, second)]
+    found = [identity(*files) for files in chosen]
+    assert all(a != b for a, b in itertools.combinations(found, 2))
+    assert found[1]["mix 0.1"] == hash_of_json(first), "the name that it had before two were told apart"
+
+
 @pytest.mark.parametrize("size", [40_000, 1_000], ids=["the adapter", "its manifest"])
 def test_a_full_disk_leaves_the_last_checkpoint_and_nothing_that_looks_complete(
     tiny_folders: TinyFolders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
@@ -138,6 +198,41 @@ def test_a_full_disk_leaves_the_last_checkpoint_and_nothing_that_looks_complete(
     load_llava_ial(out / "checkpoints" / "step-000002")
     train_here(tiny_folders, out)
     assert_same_weights(train_here(tiny_folders, tmp_path / "straight"), out)
+
+
+@pytest.mark.parametrize("what", ["write_json", "copy_llava_ial", "TrainLog.write", "measured probe"])
+def test_no_room_for_the_last_files_is_told_in_one_line(
+    tiny_folders: TinyFolders,
+    tmp_path: Path,
+    general: Callable[[object], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    what: str,
+) -> None:
+    """``run.json``, the copy of the best state, ``train_log.jsonl`` and ``forgetting.json``."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    options: dict[str, object] = {"max_steps": 2}
+    if what == "TrainLog.write":
+        monkeypatch.setattr(TrainLog, "write", full)
+    elif what == "copy_llava_ial":
+        monkeypatch.setattr(llava_trainer, what, full)
+        options |= {
+            "publish": "best",
+            "eval_strategy": "steps",
+            "eval_steps": 2,
+            "eval_split": "train",
+            "eval_photos": 1,
+        }
+    else:
+        monkeypatch.setattr(llava_trainer, "write_json", full)
+    if what == "measured probe":
+        text_only = {"id": 1, "conversations": [{"from": "human", "value": "What is two and two?"}, GPT]}
+        options["forgetting_probe"] = general([text_only])
+    with pytest.raises(UserError, match=r"out: there is no room to write .*; make room"):
+        train_here(tiny_folders, tmp_path / "out", **options)
+    assert not (tmp_path / "out" / "manifest.json").exists()
 
 
 @pytest.mark.slow

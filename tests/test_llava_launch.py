@@ -1,6 +1,7 @@
 """Stage 2 through its launchers: DeepSpeed on two processes, kill -9, and photos learned by heart."""
 
 import json
+import shlex
 import shutil
 import sys
 import time
@@ -140,6 +141,20 @@ def test_accelerate_trains_two_processes_of_one_step_and_sigterm_saves(
     ours, theirs = adapter(one), adapter(out / "checkpoints" / "step-000002")
     for name in ours:
         torch.testing.assert_close(ours[name], theirs[name], rtol=1e-3, atol=1e-4)
+
+
+def test_both_processes_end_where_the_log_finds_no_room(tiny_folders: TinyFolders, tmp_path: Path) -> None:
+    """Files may have 16 KiB, which the log reaches; only one process writes it, and the other would wait for ever."""
+    command = shlex.join([
+        str(Path(sys.executable).with_name("accelerate")), "launch", "--multi_gpu", "--num_processes", "2",
+        "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "29765",
+        "train/stage2_llava.py",
+        *arguments_of(tiny_folders, tmp_path / "out", num_processes=2, save_strategy="no", max_steps=20_000),
+    ])  # fmt: skip
+    text, _ = start(["bash", "-c", f"ulimit -f 16; exec {command}"]).communicate(timeout=TIMEOUT_S)
+    assert "out: there is no room to write" in text
+    assert text.count("error: ") == 1, text
+    assert "Traceback" not in text.split("error: ")[0], text
 
 
 def test_plain_python_runs_a_deepspeed_config_as_one_process(tiny_folders: TinyFolders, tmp_path: Path) -> None:

@@ -14,15 +14,19 @@ from llava_ial.conversation import user_question
 from llava_ial.data.dataset import IALDataset
 from llava_ial.data.llava import LlavaCollator, LlavaDataset, encode_prompt
 from llava_ial.errors import UserError
+from llava_ial.inference import AddressPredictor
 from llava_ial.manifest import claim_folder, file_hash
 from llava_ial.models.feature_layers import set_features
 from llava_ial.models.identity import hash_tensors, tower_hash
 from llava_ial.models.llava import (
+    PROJECTOR,
+    TOWER,
     LoraSettings,
     add_adapter,
     attach_tower,
     load_address_clip,
     load_base,
+    saved_module,
 )
 from llava_ial.models.llava_folder import KIND, load_llava_ial, save_llava_ial
 from llava_ial.models.trainable import trainable_table
@@ -184,6 +188,20 @@ def test_a_folder_restores_everything_with_peft_alone_and_merged(
     assert tower_hash(merged.model.model.vision_tower) == tower_hash(clip.vision_model)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_a_folder_opens_in_every_precision(tiny_folders: TinyFolders, tmp_path: Path, dtype: torch.dtype) -> None:
+    """Its tower is one of 32 bits, which float16 rounds to weights of another hash."""
+    loaded = load_llava_ial(tiny_folders.llava, dtype=dtype)
+    assert {parameter.dtype for parameter in loaded.model.parameters()} == {dtype}
+    stored = load_llava_ial(tiny_folders.llava).model.state_dict()
+    assert all(torch.equal(t, stored[name].to(dtype)) for name, t in loaded.model.state_dict().items() if TOWER in name)
+    predictor = AddressPredictor.from_pretrained(tiny_folders.llava, dtype=dtype)
+    dataset = IALDataset(tiny_folders.data)
+    record = dataset.conversations("train")[0]
+    answer = predictor.answer(record.messages[:1], dataset.image_file(record.image_path))
+    assert answer.text == record.messages[1].content
+
+
 def test_a_folder_opens_as_a_processor_with_the_same_ids(tiny_folders: TinyFolders) -> None:
     parts = load_llava_ial(tiny_folders.llava)
     processor = AutoProcessor.from_pretrained(tiny_folders.llava, backend="pil")
@@ -219,6 +237,25 @@ def test_a_changed_part_is_refused_when_opened(tiny_folders: TinyFolders, tmp_pa
     (folder / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
     with pytest.raises(UserError, match="is not the one it was trained with"):
         load_llava_ial(folder)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("part", [TOWER, PROJECTOR])
+def test_a_part_that_did_not_arrive_is_refused(
+    tiny_folders: TinyFolders, monkeypatch: pytest.MonkeyPatch, part: str, dtype: torch.dtype
+) -> None:
+    """The file is the right one, but other weights are in memory: as if PEFT read its names wrongly."""
+    read = PeftModel.from_pretrained
+
+    def misread(llava: LlavaForConditionalGeneration, folder: Path) -> PeftModel:
+        model = read(llava, folder)
+        with torch.no_grad():
+            next(saved_module(model, part).parameters()).mul_(2)
+        return model
+
+    monkeypatch.setattr(PeftModel, "from_pretrained", misread)
+    with pytest.raises(UserError, match="is not the one it was trained with"):
+        load_llava_ial(tiny_folders.llava, dtype=dtype)
 
 
 def test_a_moved_base_is_asked_for(tiny_folders: TinyFolders, tmp_path: Path) -> None:

@@ -93,6 +93,30 @@ def test_a_crash_is_resumed_bit_by_bit(train: Train, monkeypatch: pytest.MonkeyP
     assert (straight / "train_log.jsonl").read_bytes() == (output / "train_log.jsonl").read_bytes()
 
 
+@pytest.mark.parametrize("stops_early", [False, True])
+def test_a_run_that_was_killed_after_its_last_checkpoint_takes_no_further_step(
+    train: Train, monkeypatch: pytest.MonkeyPatch, stops_early: bool
+) -> None:
+    """It ends within an epoch, where ``Trainer`` would go on with the rest of it."""
+    options: dict[str, object] = {"max_steps": 3, "save_steps": 3, "publish": "last"}
+    if stops_early:
+        options |= {"max_steps": 9, "save_steps": 1, "learning_rate": 0.3, "warmup_steps": 0, "eval_strategy": "steps",
+                    "eval_steps": 1, "eval_split": "train", "eval_photos": 2, "early_stopping": 2}  # fmt: skip
+    straight = train("straight", **options)
+
+    def crash(_: LlavaTrainer) -> None:
+        raise RuntimeError("power failure")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(LlavaTrainer, "finish", crash)
+        with pytest.raises(RuntimeError, match="power failure"):
+            train("resumed", **options)
+    resumed = train("resumed", **options)
+    assert_same_weights(straight, resumed)
+    assert (straight / "train_log.jsonl").read_bytes() == (resumed / "train_log.jsonl").read_bytes()
+    assert len(list((resumed / "checkpoints").glob("step-*"))) == len(list((straight / "checkpoints").glob("step-*")))
+
+
 def test_sigterm_saves_and_the_same_command_goes_on(
     train: Train, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,6 +1,7 @@
 """Measuring during stage 2: the loss of all tokens, the accuracy of serve.evaluate, and the best state is kept."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -81,6 +82,10 @@ def test_the_best_state_is_kept_published_and_opens_in_every_way(tiny_folders: T
     assert num_since == len(found) - found.index(best) - 1
     assert best["step"] < 4, "this rate was meant to destroy"
     assert_same_weights(out, out / "checkpoints/best")
+    for folder in (out, out / "checkpoints/best"):
+        card = (folder / "README.md").read_text(encoding="utf-8").splitlines()
+        assert f"## Measured after step {best['step']}" in card
+        assert {f"- {name}: {value:.4f}" for name, value in best.items() if name != "step"} <= set(card)
     early = train_here(tiny_folders, tmp_path / "early", **{**options, "publish": "last"}, max_steps=best["step"])
     assert_same_weights(out, early)
     last = out / "checkpoints/step-000004"
@@ -90,6 +95,19 @@ def test_the_best_state_is_kept_published_and_opens_in_every_way(tiny_folders: T
         PeftModel.from_pretrained(load_base(str(tiny_folders.llava.parent / "base_llava")), folder)
         merged = merge_here(folder, tmp_path / f"merged-{folder.name}", dtype="float32", num_checks=1, max_new_tokens=4)
         assert load_base(str(merged)).config.image_seq_length == 16
+
+
+@pytest.mark.parametrize("publish", ["last", "best"])
+def test_a_folder_behind_a_link_opens(tiny_folders: TinyFolders, tmp_path: Path, publish: str) -> None:
+    """As where ``runs`` is a link to another disk: the base lies by the link, not by what it points to."""
+    (tmp_path / "disk/of/somebody").mkdir(parents=True)
+    (tmp_path / "runs").symlink_to(tmp_path / "disk/of/somebody")
+    shutil.copytree(tiny_folders.llava.parent / "base_llava", tmp_path / "base")
+    out = train_here(
+        tiny_folders, tmp_path / "runs/out", base=tmp_path / "base", publish=publish, max_steps=1, **MEASURED
+    )
+    for folder in (out, out / "checkpoints/best", out.resolve()):
+        assert load_llava_ial(folder).num_image_tokens == 16
 
 
 def test_a_run_without_progress_ends_early_and_is_complete(

@@ -1,5 +1,6 @@
 """One plain model from a stage 2 folder: equal to it, opened by transformers alone, refused when it is not."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -80,6 +81,15 @@ def test_a_changed_weight_is_found_when_it_is_opened(adapted: Path, tmp_path: Pa
     file.write_bytes(bytes(content))
     with pytest.raises(UserError, match="its model is not the one it was trained with"):
         AddressPredictor.from_pretrained(folder)
+
+
+def test_moved_photos_are_asked_for_and_found(adapted: Path, tiny_folders: TinyFolders, tmp_path: Path) -> None:
+    data = shutil.copytree(tiny_folders.data, tmp_path / "elsewhere" / "data")
+    options = {"data": data, "dtype": "float32", "num_checks": 1, "max_new_tokens": 2}
+    with pytest.raises(UserError, match=r"its photos are not at .*; name their folder with --image_root"):
+        merge_here(adapted, tmp_path / "merged", **options)
+    photos = tiny_folders.data.with_name(f"{tiny_folders.data.name}_photos")
+    assert (merge_here(adapted, tmp_path / "merged", image_root=photos, **options) / "manifest.json").exists()
 
 
 @pytest.mark.parametrize("agreement", [Agreement(0.0, 7, 8), Agreement(0.5, 8, 8), Agreement(float("nan"), 8, 8)])

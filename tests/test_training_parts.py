@@ -116,6 +116,11 @@ def test_a_base_folder_is_named_relative_to_its_child(tmp_path: Path):
     (tmp_path / "base").mkdir()
     assert base_reference(str(tmp_path / "base"), tmp_path / "runs" / "a") == "../../base"
     assert base_reference("openai/clip-vit-base-patch16", tmp_path) == "openai/clip-vit-base-patch16"
+    (tmp_path / "disk" / "of" / "somebody").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "disk" / "of" / "somebody")
+    behind_a_link = tmp_path / "link" / "a"
+    behind_a_link.mkdir()
+    assert (behind_a_link / base_reference(str(tmp_path / "base"), behind_a_link)).samefile(tmp_path / "base")
 
 
 @pytest.mark.parametrize(

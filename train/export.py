@@ -4,7 +4,8 @@
     python -m train.export --model llava-v1.5-7b --format hf --output bases/llava-1.5-7b-hf
 
 ``llava`` takes a folder of stage 2 or of ``train.merge``; ``hf`` takes a folder in the first code's layout and makes a
-base for stage 2 of it. What was written is read back and compared, tensor by tensor, before it is called done.
+base for stage 2 of it. LLaVA's first code finds the tower by a path relative to where it is started, so start it in the
+written folder. What was written is read back and compared, tensor by tensor, before it is called done.
 """
 
 import os
@@ -37,9 +38,11 @@ from llava_ial.models.llava_original import (
     load_original,
     num_original_tokens,
     original_config,
+    refuse_adapter,
     to_original_state,
     tower_path,
 )
+from llava_ial.training.checkpoints import refuse_full_disk
 
 KIND = "llava_export"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -71,13 +74,16 @@ def main() -> None:
             f"--model {config.model}: not in the layout of LLaVA's first code; a folder of stage 2 becomes a plain "
             "model by python -m train.merge"
         )
+    if config.format == "hf":
+        refuse_adapter(config.model)
     identity = {"format": config.format, "dtype": config.dtype, "model": _identity(config)}
-    if claim_folder(config.output, KIND, identity) is FolderState.COMPLETE:
-        print(f"{config.output}: already complete")
-    else:
-        (_write_original if config.format == "llava" else _write_plain)(config)
-        publish_manifest(config.output, KIND, identity)
-        print(f"{config.output}: written in the layout '{config.format}', read back and found equal")
+    with refuse_full_disk(config.output, "it begins anew"):
+        if claim_folder(config.output, KIND, identity) is FolderState.COMPLETE:
+            print(f"{config.output}: already complete")
+        else:
+            (_write_original if config.format == "llava" else _write_plain)(config)
+            publish_manifest(config.output, KIND, identity)
+            print(f"{config.output}: written in the layout '{config.format}', read back and found equal")
     if config.push_to_hub:
         print(f"uploaded to {push_folder(config.output, config.push_to_hub)}")
 
@@ -109,7 +115,7 @@ def _write_original(config: ExportConfig) -> None:
     loaded.tokenizer.save_pretrained(config.output)
     write_hub_tokenizer(config.output)
     save_file(to_original_state(llava, num_tokens), config.output / WEIGHTS, metadata={"format": "pt"})
-    write_json(config.output / "config.json", original_config(llava, str(tower.resolve()), num_tokens))
+    write_json(config.output / "config.json", original_config(llava, TOWER_FOLDER, num_tokens))
     read_back, _ = load_original(config.output, dtype=llava.dtype)
     _refuse_difference(config.output, to_original_state(llava, num_tokens), to_original_state(read_back, num_tokens))
 

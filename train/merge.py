@@ -52,6 +52,7 @@ from llava_ial.models.llava_merged import (
     save_merged,
 )
 from llava_ial.prompts import PUBLISHED_QUESTION
+from llava_ial.training.checkpoints import refuse_full_disk
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
@@ -64,6 +65,9 @@ class MergeConfig:
     output: Path = field(metadata={"help": "folder to write"})
     data: Path | None = field(
         default=None, metadata={"help": "data set whose photos and questions both are asked; none: drawn noise"}
+    )
+    image_root: Path | None = field(
+        default=None, metadata={"help": "where the photos of --data are now, if they were moved"}
     )
     num_checks: int = field(default=8, metadata={"help": "photos that both are asked about"})
     max_new_tokens: int = field(default=64, metadata={"help": "most tokens of a compared answer"})
@@ -88,14 +92,15 @@ def main() -> None:
     checks = _checks(config)
     identity: dict[str, object] = {"dtype": config.dtype, "model": file_hash(config.model / MANIFEST)}
     kind = IMAGE_TEXT_MERGED_KIND if is_other else KIND
-    if claim_folder(config.output, kind, identity) is FolderState.COMPLETE:
-        print(f"{config.output}: already complete")
-    else:
-        agreement = (_merge_image_text if is_other else _merge)(config, identity, checks)
-        print(
-            f"{config.output}: merged in {config.dtype}; {agreement.num_same_answers} of {agreement.num_answers} "
-            f"answers are the same, logits differ by at most {agreement.logit_difference:.3%}"
-        )
+    with refuse_full_disk(config.output, "it begins anew"):
+        if claim_folder(config.output, kind, identity) is FolderState.COMPLETE:
+            print(f"{config.output}: already complete")
+        else:
+            agreement = (_merge_image_text if is_other else _merge)(config, identity, checks)
+            print(
+                f"{config.output}: merged in {config.dtype}; {agreement.num_same_answers} of {agreement.num_answers} "
+                f"answers are the same, logits differ by at most {agreement.logit_difference:.3%}"
+            )
     if config.push_to_hub:
         print(f"uploaded to {push_folder(config.output, config.push_to_hub)}")
 
@@ -140,7 +145,7 @@ def _checks(config: MergeConfig) -> list[tuple[Image.Image, list[Message]]]:
         draw = np.random.default_rng(0)
         noise = (draw.integers(0, 256, size=(64, 64, 3), dtype=np.uint8) for _ in range(config.num_checks))
         return [(Image.fromarray(picture), [user_question(PUBLISHED_QUESTION)]) for picture in noise]
-    dataset = IALDataset(config.data)
+    dataset = IALDataset(config.data, config.image_root)
     split = next(name for name in ("test", "val", "train") if (dataset.folder / "conversations" / name).is_dir())
     records = dataset.conversations(split)
     chosen = records[:: max(1, len(records) // config.num_checks)][: config.num_checks]

@@ -10,6 +10,7 @@ from itertools import chain, repeat
 from typing import Any
 
 import torch
+from PIL import Image
 from torch.utils.data import Dataset
 from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
@@ -172,8 +173,8 @@ class LlavaDataset(Dataset[dict[str, Any]]):
 
     @property
     def filler(self) -> dict[str, Any]:
-        """A sample of the first dialogue's photo with nothing to learn, see ``LlavaCollator``."""
-        pixels = self._photo_pixels(self.conversations[0].image_path)
+        """A sample of a black photo with nothing to learn, see ``LlavaCollator``; the dialogues may have no photo."""
+        pixels = self._prepared(Image.new("RGB", (64, 64)))
         labels = [IGNORE_INDEX] * len(self._filler_ids)
         return {"input_ids": self._filler_ids, "labels": labels, "pixel_values": torch.zeros_like(pixels)}
 
@@ -181,10 +182,13 @@ class LlavaDataset(Dataset[dict[str, Any]]):
         """``(3, S, S)``."""
         if image_path in self._kept_pixels:
             return self._kept_pixels[image_path]
-        photo = load_photo(self._dataset.image_file(image_path))
-        pixels: torch.Tensor = self._image_processor(photo, return_tensors="pt")["pixel_values"][0]
+        pixels = self._prepared(load_photo(self._dataset.image_file(image_path)))
         if len(self._kept_pixels) < self._photos_in_memory:
             self._kept_pixels[image_path] = pixels
+        return pixels
+
+    def _prepared(self, photo: Image.Image) -> torch.Tensor:
+        pixels: torch.Tensor = self._image_processor(photo, return_tensors="pt")["pixel_values"][0]
         return pixels
 
 

@@ -1,6 +1,5 @@
 """Image-text models of ``transformers`` beside LLaVA-1.5, tuned with the tower that they came with."""
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from llava_ial.errors import UserError
-from llava_ial.manifest import file_hash, publish_manifest, read_manifest, write_text
+from llava_ial.manifest import file_hash, publish_manifest, read_manifest, relative_path, write_text
 from llava_ial.models.llava import PROJECTORS, LoraSettings, peft_config
 from llava_ial.models.llava_folder import find_base, verify_part
 from llava_ial.models.llava_original import is_original
@@ -122,7 +121,7 @@ def save_image_text(
         raise UserError(f"{folder}: {len(broken)} weights are empty or no numbers, for example {broken[0]}")
     is_local = Path(base).is_dir()
     publish_manifest(
-        folder, KIND, config, parents=parents, base=os.path.relpath(base, folder) if is_local else base,
+        folder, KIND, config, parents=parents, base=relative_path(Path(base), folder) if is_local else base,
         base_is_local=is_local, base_hash=parents["base"], adapter_hash=file_hash(folder / _ADAPTER),
     )  # fmt: skip
 

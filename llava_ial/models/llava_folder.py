@@ -1,6 +1,5 @@
 """A LLaVA-IAL folder: adapter, processor, encoder and manifest, written whole and verified when opened."""
 
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from peft import PeftModel
+from safetensors import safe_open
 from safetensors.torch import load_file
 from transformers import (
     AutoImageProcessor,
@@ -31,11 +31,12 @@ from llava_ial.manifest import (
     file_hash,
     publish_manifest,
     read_manifest,
+    relative_path,
     write_json,
     write_text,
 )
 from llava_ial.models.feature_layers import set_features
-from llava_ial.models.identity import hash_tensors, tower_hash
+from llava_ial.models.identity import hash_tensors
 from llava_ial.models.llava import PROJECTOR, TOWER, load_base, saved_module
 from llava_ial.models.quantized import quantization_config
 from llava_ial.models.tuned_tower import named_as_plain
@@ -45,7 +46,6 @@ ADDRESS_CLIP = "address_clip"
 # Of the encoder's manifest; they stand in that of every model with it, too. Without a memory its hash is None.
 ENCODER_PARTS = ("tower_hash", "gallery_hash", "memory_hash")
 _ADAPTER = "adapter_model.safetensors"
-_SAVED_MODULES = (f".{TOWER}.", f".{PROJECTOR}.")  # in the names of the adapter file
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ def save_llava_ial(
 def _reference(base: str, folder: Path, known_hash: str | None) -> dict[str, Any]:
     """A base as a manifest in ``folder`` names it."""
     local = Path(base).is_dir()
-    named = os.path.relpath(base, folder) if local else base
+    named = relative_path(Path(base), folder) if local else base
     return {"base": named, "base_is_local": local, "base_hash": known_hash or base_hash(base)}
 
 
@@ -180,7 +180,7 @@ def copy_llava_ial(source: Path, target: Path) -> None:
             shutil.copyfile(path, temporary)
             temporary.rename(target / path.name)
     if manifest["base_is_local"]:
-        manifest["base"] = os.path.relpath((source / manifest["base"]).resolve(), target)
+        manifest["base"] = relative_path(source / manifest["base"], target)
     write_json(target / MANIFEST, manifest)
     (target / BUILDING).unlink(missing_ok=True)
 
@@ -215,10 +215,15 @@ def load_llava_ial(
     llava = load_base(where, dtype=dtype, quantization=quantization, device=device if quantization else None)
     count = set_features(llava, manifest["vision_feature_layer"], manifest["vision_feature_select_strategy"])
     adapted = PeftModel.from_pretrained(llava, folder)
-    verify_part(folder, "vision tower", tower_hash(saved_module(adapted, TOWER)), _expected_tower(manifest))
-    verify_part(
-        folder, "projector", hash_tensors(saved_module(adapted, PROJECTOR).state_dict()), manifest["projector_hash"]
-    )
+    for name, part, expected in (
+        (TOWER, "vision tower", _expected_tower(manifest)),
+        (PROJECTOR, "projector", manifest["projector_hash"]),
+    ):
+        stored = _stored_module(folder, name)
+        verify_part(folder, part, hash_tensors(stored), expected)
+        # What was loaded is that, as far as --dtype can hold it: float16 rounds otherwise than a hash does.
+        rounded = {weight: tensor.to(dtype) for weight, tensor in stored.items()}
+        verify_part(folder, part, hash_tensors(saved_module(adapted, name).state_dict()), hash_tensors(rounded))
     model = adapted.merge_and_unload() if merge and not quantization else adapted.get_base_model()
     model = (model if quantization else model.to(device)).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -285,6 +290,13 @@ def _tower_hash_of(state: Mapping[str, torch.Tensor]) -> str:
     return hash_tensors({name.split(mark)[1]: tensor for name, tensor in state.items() if mark in name})
 
 
+def _stored_module(folder: Path, name: str) -> dict[str, torch.Tensor]:
+    """Weights of a module that the adapter file holds whole, in the precision that they were stored with."""
+    mark = f".{name}."
+    with safe_open(folder / _ADAPTER, framework="pt") as file:
+        return {key.split(mark)[1]: file.get_tensor(key) for key in file.keys() if mark in key}  # noqa: SIM118
+
+
 def _check_adapter(folder: Path, expected_tower: str) -> str:
     """Reads the adapter file back; returns the hash of the projector in it."""
     state = load_file(folder / _ADAPTER)
@@ -294,6 +306,5 @@ def _check_adapter(folder: Path, expected_tower: str) -> str:
             f"{folder}: {len(broken)} of {len(state)} weights are empty or no numbers, for example {broken[0]}; "
             "nothing is published: lower --learning_rate or use bf16, the last checkpoint is untouched"
         )
-    tower, projector = ({n.split(mark)[1]: t for n, t in state.items() if mark in n} for mark in _SAVED_MODULES)
-    verify_part(folder, "vision tower", hash_tensors(tower), expected_tower)
-    return hash_tensors(projector)
+    verify_part(folder, "vision tower", hash_tensors(_stored_module(folder, TOWER)), expected_tower)
+    return hash_tensors(_stored_module(folder, PROJECTOR))

@@ -1,5 +1,6 @@
 """LLaVA-IAL without its adapter: one plain ``transformers`` folder, proven equal before it is called done."""
 
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,6 +31,15 @@ KIND = "llava_ial_merged"
 # Largest difference of the logits, as a share of the largest logit: rounding of weights to 24, 11 and 8 bits.
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 
+# What the card of an adapter says of opening it, and what a merged model's says.
+_PEFT_ALONE = re.compile(r"With `peft` alone .*?which knows them\.", re.DOTALL)
+_TRANSFORMERS_ALONE = """With `transformers` alone:
+
+```python
+model = LlavaForConditionalGeneration.from_pretrained(FOLDER)
+processor = AutoProcessor.from_pretrained(FOLDER)
+```"""
+
 
 @dataclass(frozen=True)
 class Agreement:
@@ -59,7 +69,8 @@ def save_merged(folder: Path, source: Path, loaded: LoadedLlava, dtype: torch.dt
     save_processor(folder, loaded.tokenizer, loaded.image_processor, loaded.model.config)
     write_hub_layout(folder)
     card = (source / "README.md").read_text(encoding="utf-8")
-    write_text(folder / "README.md", card.replace("library_name: peft", "library_name: transformers"))
+    card = card.replace("library_name: peft", "library_name: transformers")
+    write_text(folder / "README.md", _PEFT_ALONE.sub(_TRANSFORMERS_ALONE, card))
     if not (folder / ADDRESS_CLIP).is_dir():
         temporary = folder / f".{ADDRESS_CLIP}.tmp"
         shutil.rmtree(temporary, ignore_errors=True)  # of a run that was killed here

@@ -52,6 +52,19 @@ def is_original(folder: Path) -> bool:
         return False
 
 
+def refuse_adapter(folder: Path) -> None:
+    """LLaVA's first code writes LoRA without the model that it belongs to.
+
+    Raises:
+        UserError: The folder holds LoRA alone.
+    """
+    if (folder / "adapter_config.json").is_file():
+        raise UserError(
+            f"{folder}: LoRA alone, not a whole model; put it into its base by scripts/merge_lora_weights.py of "
+            "LLaVA's first code and convert what that writes"
+        )
+
+
 def from_original_name(name: str) -> str:
     """A weight's name in the first code, as ``transformers`` calls it.
 
@@ -74,7 +87,7 @@ def original_config(llava: LlavaForConditionalGeneration, tower: str, num_tokens
 
     Args:
         llava: Whose.
-        tower: Path of the tower's folder.
+        tower: Path of the tower's folder, from where that code is started.
         num_tokens: Rows of the embeddings that are kept.
     """
     config = llava.config
@@ -138,6 +151,8 @@ def load_original(folder: Path, *, dtype: torch.dtype) -> tuple[LlavaForConditio
         tokenizer.add_special_tokens({"pad_token": _PAD})
     llava = LlavaForConditionalGeneration(_as_config(settings, tower.config, tokenizer)).to(dtype)
     for name in ("model.language_model.embed_tokens.weight", "lm_head.weight"):
+        if name not in state:
+            raise UserError(f"{folder}: no {to_original_name(name)} among its weights; it holds a part of a model")
         state[name] = _with_rows(state[name], int(llava.config.text_config.vocab_size))
     try:
         llava.load_state_dict(state, strict=True)
@@ -175,6 +190,8 @@ _LLAMA_FIELDS = {
 def tower_path(folder: Path) -> str:
     """The tower that ``mm_vision_tower`` names; one that moved with its checkpoint is found beside it."""
     named = str(json.loads((folder / "config.json").read_text(encoding="utf-8"))["mm_vision_tower"])
+    if (folder / named).is_dir():  # as it stands, too, if it is absolute
+        return str(folder / named)
     beside = folder / TOWER_FOLDER
     return str(beside) if beside.is_dir() and not Path(named).is_dir() else named
 

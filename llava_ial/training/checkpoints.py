@@ -7,33 +7,37 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from safetensors import SafetensorError
-
 from llava_ial.errors import UserError
 from llava_ial.manifest import MANIFEST
 
 CHECKPOINTS = "checkpoints"
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-# What safetensors, torch.save and shutil say of the same: they hide the system's number.
+# What safetensors, tokenizers, torch.save and shutil say of the same: they hide the system's number.
 _NO_ROOM_TEXT = re.compile(rf"(?i)\b(os error|errno) ({'|'.join(map(str, _NO_ROOM))})\b|PytorchStreamWriter failed")
+
+_CONTINUES = "the last complete checkpoint is untouched and it continues from there"
 
 
 @contextmanager
-def refuse_full_disk(folder: Path) -> Iterator[None]:
+def refuse_full_disk(folder: Path, then: str = _CONTINUES) -> Iterator[None]:
     """Says in one line that there is no room to write, whoever finds it out.
+
+    Args:
+        folder: That is written.
+        then: What starting the same command again does.
 
     Raises:
         UserError: No space left, a quota or the largest size of a file reached.
     """
     try:
         yield
-    except (OSError, RuntimeError, SafetensorError) as error:
+    except Exception as error:  # tokenizers raises nothing finer
         number = error.errno if isinstance(error, OSError) else None
         if number not in _NO_ROOM and not _NO_ROOM_TEXT.search(str(error)):
             raise
         raise UserError(
             f"{folder}: there is no room to write (the disk is full, or a quota reached); make room and start the same "
-            "command again: the last complete checkpoint is untouched and it continues from there"
+            f"command again: {then}"
         ) from error
 
 

@@ -9,7 +9,6 @@
 A checkpoint is such a folder too, with ``training_state.pt`` to go on from.
 """
 
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from llava_ial.calibration import Calibration, save_calibration
 from llava_ial.data.dataset import IALDataset
 from llava_ial.data.views import ONE
 from llava_ial.errors import UserError
-from llava_ial.manifest import file_hash, publish_manifest, write_json, write_text
+from llava_ial.manifest import file_hash, publish_manifest, relative_path, write_json, write_text
 from llava_ial.models.address_clip import DualEncoder, save_tokenizer
 from llava_ial.models.identity import tower_hash
 from llava_ial.models.photo_memory import PhotoMemory, save_memory
@@ -122,7 +121,7 @@ class ClipFolderWriter:
 
 def base_reference(base: str, folder: Path) -> str:
     """The base as a manifest states it: a hub name, or a path relative to the folder of the manifest."""
-    return os.path.relpath(base, folder) if Path(base).is_dir() else base
+    return relative_path(Path(base), folder) if Path(base).is_dir() else base
 
 
 def save_training_state(folder: Path, optimizer: Mapping[str, Any], step: int, **more: Any) -> None:

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from llava_ial import distributed
+from llava_ial.training.checkpoints import refuse_full_disk
 from llava_ial.training.interruption import StopRequest
 from llava_ial.training.train_log import TrainLog
 
@@ -51,7 +52,11 @@ class LogFile(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Opens the file, cut to the checkpoint that the run goes on from."""
-        self._log = TrainLog(self._path, last_step=state.global_step, is_active=distributed.is_main_process())
+
+        def opened() -> TrainLog:
+            return TrainLog(self._path, last_step=state.global_step, is_active=distributed.is_main_process())
+
+        self._log = distributed.run_on_every_process(refuse_full_disk(self._path.parent)(opened))
 
     def on_log(
         self,
@@ -63,8 +68,9 @@ class LogFile(TrainerCallback):
     ) -> None:
         """Keeps a line."""
         values = {name.removeprefix("eval_"): float((logs or {})[name]) for name in _logged_names(logs or {})}
-        if values and self._log:
-            self._log.write(state.global_step, values)
+        if values and (log := self._log):
+            write = refuse_full_disk(self._path.parent)(lambda: log.write(state.global_step, values))
+            distributed.run_on_every_process(write)  # all end where the one that writes cannot
 
 
 def _logged_names(logs: Mapping[str, Any]) -> list[str]:

@@ -1,5 +1,7 @@
 """Options of stage 2 that cannot go together, as the base or the launcher has it."""
 
+from dataclasses import fields
+
 from llava_ial.training.llava_settings import LlavaArguments, LlavaSettings, is_measured, require
 
 
@@ -30,6 +32,10 @@ def refuse_beside_other_bases(settings: LlavaSettings, arguments: LlavaArguments
     }
     for name, value in ours.items():
         require(not value, name, value, "nothing: a base that is no LLaVA-1.5 keeps its own tower and template")
+    for name in ("max_length", "vision_feature_layer", "vision_feature_select_strategy", "photos_in_memory"):
+        default = next(item.default for item in fields(settings) if item.name == name)
+        allowed = f"{default}, which is not looked at: the base's own processor and tower decide"
+        require(getattr(settings, name) == default, name, getattr(settings, name), allowed)
     for name in ("tune_vision_tower", "quantize"):
         require(getattr(settings, name) == "none", name, getattr(settings, name), "none, with a base but LLaVA-1.5")
     require(not is_measured(arguments), "eval_strategy", arguments.eval_strategy, "no, with a base but LLaVA-1.5")

@@ -38,10 +38,21 @@ def build_probe(
     base_features: Features,
     tokenizer: PreTrainedTokenizerBase,
     image_processor: BaseImageProcessor,
+    base_image_processor: BaseImageProcessor,
     *,
     max_length: int,
 ) -> Probe:
     """Reads a file of LLaVA's form.
+
+    Args:
+        path: The file.
+        dataset: Opens its photos.
+        model: Its features are those that are trained with.
+        base_features: That the base reads as it came.
+        tokenizer: Of both.
+        image_processor: Of stage 1's tower.
+        base_image_processor: Of the base's own tower.
+        max_length: Most tokens of a dialogue.
 
     Raises:
         UserError: As of ``read_llava_json``, or a photo is missing.
@@ -49,12 +60,12 @@ def build_probe(
     records, llava = read_llava_json(path), model.get_base_model()
     own = Features(llava.config.vision_feature_layer, llava.config.vision_feature_select_strategy)
 
-    def encoded(features: Features) -> LlavaDataset:
+    def encoded(features: Features, photos: BaseImageProcessor) -> LlavaDataset:
         count = set_features(llava, features.layer, features.strategy)
-        return LlavaDataset(dataset, records, tokenizer, image_processor, num_image_tokens=count, max_length=max_length)
+        return LlavaDataset(dataset, records, tokenizer, photos, num_image_tokens=count, max_length=max_length)
 
-    before = encoded(base_features)
-    return Probe(before, encoded(own), base_features)
+    before = encoded(base_features, base_image_processor)
+    return Probe(before, encoded(own, image_processor), base_features)
 
 
 def measure_probe(

@@ -1,7 +1,8 @@
 """Stage 2 before the first step: everything loaded, checked and claimed."""
 
+import copy
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -35,7 +36,7 @@ from llava_ial.models.llava_folder import KIND, base_hash
 from llava_ial.models.quantized import quantization_config, refuse_quantized_elsewhere
 from llava_ial.models.tower_positions import processor_for_size
 from llava_ial.models.tuned_tower import add_tower_lora, set_tower_training
-from llava_ial.training.checkpoints import CHECKPOINTS
+from llava_ial.training.checkpoints import CHECKPOINTS, refuse_full_disk
 from llava_ial.training.llava_hints import HintPlan, TrainingHints, build_hints
 from llava_ial.training.llava_identity import identity
 from llava_ial.training.llava_limits import refuse_beside_other_bases, refuse_zero3_quantized
@@ -92,15 +93,13 @@ def read_inputs(settings: LlavaSettings, arguments: LlavaArguments) -> Inputs:
     """Hashes what the run reads; loads no model.
 
     Raises:
-        UserError: Data set, stage 1 or base is not there or not finished.
+        UserError: Data set, stage 1 or base is not there or not finished, or stage 1 is of another data set.
     """
     refuse_zero3_quantized(settings, arguments)
     settings.dtype(arguments)
     settings.attention(arguments)
-    parents = {
-        "data": IALDataset(settings.data, settings.image_root).identity,
-        "base": base_hash(settings.base),
-    }
+    dataset = IALDataset(settings.data, settings.image_root)
+    parents = {"data": dataset.identity, "base": base_hash(settings.base)}
     if settings.dialogues == CAPTIONS:
         parents["dialogues"] = CAPTIONS
     elif settings.dialogues != OWN:
@@ -108,16 +107,28 @@ def read_inputs(settings: LlavaSettings, arguments: LlavaArguments) -> Inputs:
     if model_type(settings.base) != "llava":
         refuse_beside_other_bases(settings, arguments)
         return Inputs(identity(settings, arguments) | parents, parents, IMAGE_TEXT_KIND)
-    read_manifest(settings.stage1, ADDRESS_CLIP_KIND)
+    if read_manifest(settings.stage1, ADDRESS_CLIP_KIND).get("gallery_hash") != dataset.gallery_hash:
+        raise UserError(
+            f"--data {settings.data} has other addresses than --clip {settings.stage1}; name the stage 1 folder that "
+            "was trained on it"
+        )
     parents |= {"address_clip": file_hash(settings.stage1 / MANIFEST), "chat_template": chat_template_hash()}
-    mixtures = [parse_mixture(text) for text in settings.mix]
-    mixed = {f"mix {mixture.share}": hash_of_json(mixture.path) for mixture in mixtures}
+    mixed = _mixed_hashes(settings.mix)
     return Inputs(identity(settings, arguments) | parents | mixed, parents | mixed)
+
+
+def _mixed_hashes(mix: Sequence[str]) -> dict[str, str]:
+    """Of each mixture the file's hash, by its share and, as two may have one share, the place of all but the first."""
+    found = {}
+    for place, mixture in enumerate(map(parse_mixture, mix), start=1):
+        found[f"mix {mixture.share}" + (f", number {place}" if place > 1 else "")] = hash_of_json(mixture.path)
+    return found
 
 
 def claim(output: Path, inputs: Inputs) -> FolderState:
     """Takes the output folder, and clears what a killed run was about to write."""
-    state = claim_folder(output, inputs.kind, inputs.identity)
+    with refuse_full_disk(output):
+        state = claim_folder(output, inputs.kind, inputs.identity)
     for folder in (output / CHECKPOINTS).glob(f"{UNFINISHED}*"):
         shutil.rmtree(folder)
     return state
@@ -160,7 +171,7 @@ def build_run(settings: LlavaSettings, arguments: LlavaArguments, inputs: Inputs
     if settings.forgetting_probe:
         probe = build_probe(
             settings.forgetting_probe, dataset, model, base_features, tokenizer, image_processor,
-            max_length=settings.max_length,
+            AutoImageProcessor.from_pretrained(settings.base, backend="pil"), max_length=settings.max_length,
         )  # fmt: skip
     if arguments.activation_checkpointing:
         model.enable_input_require_grads()
@@ -180,12 +191,15 @@ def _load_model(settings: LlavaSettings, arguments: LlavaArguments) -> tuple[Pef
         llava = load_base(settings.base, dtype=dtype, quantization=quantization, attention=attention)
         if quantization:
             refuse_quantized_elsewhere(llava)
+        own_tower = copy.deepcopy(llava.model.vision_tower.state_dict()) if settings.forgetting_probe else None
         attached_tower = attach_tower(llava, clip, interpolate_positions=settings.interpolate_positions)
         base_features = Features(llava.config.vision_feature_layer, llava.config.vision_feature_select_strategy)
         set_features(llava, settings.feature_layers, settings.vision_feature_select_strategy)
         if settings.join_last_layer:  # the base's own projector is widened, too, and computes what it did before
             base_features = replace(base_features, layer=settings.feature_layers)
         model = add_adapter(llava, settings.lora)
+        if own_tower:  # what the model sees with its adapter off
+            model.get_base_model().model.vision_tower.original_module.load_state_dict(own_tower, strict=True)
         if settings.tune_vision_tower == "lora":
             add_tower_lora(model, settings.lora)
         set_tower_training(model, settings.tune_vision_tower)

@@ -106,6 +106,23 @@ class LlavaTrainer(Trainer):
         chosen = learned_alone(inputs) if self.chooses_logits and self.args.n_gpu <= 1 else inputs
         return super().compute_loss(model, chosen, *args, **kwargs)
 
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        """``Trainer``'s epoch; a run that was killed after its last checkpoint has no further step to take.
+
+        ``Trainer`` asks whether to end after a step alone, and would take one more.
+        """
+        if self.state.global_step >= self.state.max_steps or self._had_converged():
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
+    def _had_converged(self) -> bool:
+        """Whether ``--early_stopping`` had ended the run that this one goes on from."""
+        limit, run = self._run.settings.early_stopping, self._run
+        if limit and distributed.run_on_main_process(lambda: best_so_far(run.log))[1] >= limit:
+            self._has_converged = True
+        return self._has_converged
+
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """``Trainer``'s step; remembers whether the loss was a number."""
         loss: torch.Tensor = super().training_step(*args, **kwargs)
@@ -178,13 +195,13 @@ class LlavaTrainer(Trainer):
         measured = self._measure()
         # Processes may differ in the last bit, and all of them must save or none.
         found = distributed.run_on_main_process(lambda: measured)
+        metrics = {f"eval_{name}": value for name, value in found.items()}
+        self.log(metrics)  # first, because the card of what is saved takes its figures from the log
         if is_better(found, best):
             num_since = 0
             self._save_best()
         else:
             num_since += 1
-        metrics = {f"eval_{name}": value for name, value in found.items()}
-        self.log(metrics)
         if run.settings.early_stopping and num_since >= run.settings.early_stopping:
             self._has_converged = control.should_training_stop = True
         self.control = self.callback_handler.on_evaluate(self.args, self.state, control, metrics)
@@ -220,13 +237,17 @@ class LlavaTrainer(Trainer):
     def finish(self) -> None:
         """Writes the finished folder; its manifest comes last."""
         self._measure_forgetting()
-        if distributed.is_main_process():
-            seconds = round(time.monotonic() - self._started, 1)
-            write_json(self._run.output / "run.json", {"seconds": seconds, "steps": self.state.global_step})
-        if self._run.settings.publish == "best":
-            best = self._run.output / CHECKPOINTS / BEST
-            distributed.run_on_main_process(lambda: copy_llava_ial(best, self._run.output))
-        else:
+        run = self._run
+        facts = {"seconds": round(time.monotonic() - self._started, 1), "steps": self.state.global_step}
+
+        @refuse_full_disk(run.output)
+        def write() -> None:
+            write_json(run.output / "run.json", facts)
+            if run.settings.publish == "best":
+                copy_llava_ial(run.output / CHECKPOINTS / BEST, run.output)
+
+        distributed.run_on_main_process(write)
+        if run.settings.publish != "best":
             self.save_model()
 
     def _measure_forgetting(self) -> None:
@@ -238,12 +259,16 @@ class LlavaTrainer(Trainer):
         self.model.eval()
         with self.accelerator.autocast():
             found = measure_probe(self.model, probe, run.tokenizer.pad_token_id, size, everyone=everyone)
-        if distributed.is_main_process():
+
+        @refuse_full_disk(run.output)
+        def write() -> None:
             write_json(run.forgetting, found)
             print(
                 f"general dialogues: loss {found['loss_before']:.3f} before, {found['loss_after']:.3f} after; "
                 f"{found['token_accuracy_before']:.1%} and {found['token_accuracy_after']:.1%} of their words"
             )
+
+        distributed.run_on_main_process(write)
 
     def _get_output_dir(self, trial: Any) -> str:
         return str(self._run.output / CHECKPOINTS)
@@ -253,14 +278,17 @@ class LlavaTrainer(Trainer):
         step, keep = self.state.global_step, self.args.save_total_limit
         final = checkpoint_folder(self._run.output, step)
         unfinished = final.parent / f"{UNFINISHED}{step}"
-        try:
-            with refuse_full_disk(self._run.output):
-                super()._save_checkpoint(model, trial)
-                self._save_more(unfinished)
-        except UserError:
-            shutil.rmtree(unfinished, ignore_errors=True)
-            raise
-        distributed.wait_for_everyone()
+
+        def save() -> None:
+            try:
+                with refuse_full_disk(self._run.output):
+                    Trainer._save_checkpoint(self, model, trial)
+                    self._save_more(unfinished)
+            except UserError:
+                shutil.rmtree(unfinished, ignore_errors=True)
+                raise
+
+        distributed.run_on_every_process(save)  # and go on when all have
 
         def publish() -> None:
             shutil.rmtree(final, ignore_errors=True)
