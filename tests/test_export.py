@@ -243,6 +243,7 @@ def test_a_card_says_what_was_trained_measured_and_allowed(tiny_folders: TinyFol
         assert "- lora_rank: 2" in card
     merged = merge_here(out, tmp_path / "merged", dtype="float32", num_checks=1, max_new_tokens=4)
     plain = (merged / "README.md").read_text(encoding="utf-8")
+    assert "is `config.yaml` of the adapter's folder;" in plain
     assert "library_name: transformers" in plain
     assert "PeftModel" in card
     assert "peft" not in plain.lower()

@@ -70,6 +70,7 @@ def save_merged(folder: Path, source: Path, loaded: LoadedLlava, dtype: torch.dt
     write_hub_layout(folder)
     card = (source / "README.md").read_text(encoding="utf-8")
     card = card.replace("library_name: peft", "library_name: transformers")
+    card = card.replace("is `config.yaml`;", "is `config.yaml` of the adapter's folder;")
     write_text(folder / "README.md", _PEFT_ALONE.sub(_TRANSFORMERS_ALONE, card))
     if not (folder / ADDRESS_CLIP).is_dir():
         temporary = folder / f".{ADDRESS_CLIP}.tmp"
