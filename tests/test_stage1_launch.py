@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 from llava_ial.config import parse_config
@@ -72,6 +73,7 @@ def places(world: Path, output: Path) -> list[str]:
         "stage1_demo.yaml",
         "pitts_ial.yaml",
         "pitts_ial_l14_336.yaml",
+        "recommended.yaml",
         "sf_ial_base.yaml",
         "sf_ial_large.yaml",
     ],
@@ -109,6 +111,19 @@ def test_the_paper_can_be_had_over_any_config():
     assert plain.with_preset() is plain
     with pytest.raises(UserError, match="--preset some: allowed: none, paper"):
         replace(plain, preset="some").with_preset()
+
+
+def test_the_recommended_config_is_what_won_over_towns():
+    places = ["--data=a", "--base=b", "--output=c"]
+    config = ["--config", str(ROOT / "train" / "configs" / "recommended.yaml"), "--num_processes=1", *places]
+    (settings,) = parse_config(ClipSettings, description="", argv=config)
+    towns = yaml.safe_load((ROOT / "train" / "configs" / "ablation_towns.yaml").read_text())
+    winner = next(method for method in towns["methods"] if method.startswith("recommended:"))
+    (won,) = parse_config(ClipSettings, description="", argv=[*places, *winner.partition(":")[2].split()])
+    (plain,) = parse_config(ClipSettings, description="", argv=places)
+    chosen = {name for name, value in won.identity().items() if value != plain.identity()[name]}
+    assert len(chosen) == 9
+    assert {name: settings.identity()[name] for name in chosen} == {name: won.identity()[name] for name in chosen}
 
 
 def test_over_the_demos_config_the_paper_leaves_what_it_does_not_state():
