@@ -48,7 +48,7 @@ class Calibration:
         refused_here: Share of the city's photos that are taken for another place.
         num_elsewhere: Photos of other places; 0 if there were none to measure with.
         accepted_elsewhere: Share of those that are taken for this city; None if there were none.
-        address_error: As ``calibration_error``, of the best address's probability.
+        address_error: As ``calibration_error``, of the best address's probability; None in files of earlier versions.
     """
 
     temperature: float
@@ -62,7 +62,7 @@ class Calibration:
     refused_here: float
     num_elsewhere: int
     accepted_elsewhere: float | None
-    address_error: float = float("nan")
+    address_error: float | None = None
 
 
 def calibrate(

@@ -251,12 +251,15 @@ def test_a_large_batch_is_compared_some_rows_at_a_time_with_the_same_gradients(t
             assert one[name] == pytest.approx(other[name], rel=1e-4)
 
 
-def test_probabilities_are_calibrated_where_it_was_measured(trained: Path, world: Path, tmp_path: Path):
+def test_probabilities_are_calibrated_on_val_and_on_nothing_else(trained: Path, world: Path, train, tmp_path: Path):
     calibration = json.loads((trained / "calibration.json").read_text())
-    assert calibration["num_photos"] == 8  # of the first of --eval_splits
+    assert calibration["num_photos"] == 2  # of val; never of training
     assert 0 <= calibration["address_error"] <= 1
     card = (trained / "README.md").read_text()
-    assert f"temperature {calibration['temperature']:.2f}, fitted on 8 photos" in card
+    assert f"temperature {calibration['temperature']:.2f}, fitted on 2 photos of `val`" in card
+    blind = train(tmp_path / "blind", num_epochs=1, eval_splits="train")
+    assert not (blind / "calibration.json").exists()
+    assert "as confident as training made it" in (blind / "README.md").read_text()
     shutil.copytree(trained, tmp_path / "moved")
     predictor = AddressPredictor.from_pretrained(tmp_path / "moved")
     assert predictor.calibration.temperature == calibration["temperature"]

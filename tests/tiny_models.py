@@ -14,6 +14,7 @@ from llava_ial.models.address_clip import AddressCLIP, load_clip
 from llava_ial.models.feature_layers import set_features
 from llava_ial.models.llava import LoraSettings, add_adapter
 from llava_ial.models.llava_folder import save_llava_ial, save_processor
+from llava_ial.training.clip_card import Measured
 from llava_ial.training.clip_folder import ClipFolderWriter
 from tests.tiny_world import build_tiny_base_clip, build_tiny_dataset
 from train.toy_base.llava import build_llava, load_or_train_tokenizer
@@ -70,7 +71,7 @@ def write_stage1(folder: Path, dataset: IALDataset, clip, base_clip: Path, image
     embeddings = model.embed_texts([record.verbose for record in dataset.gallery], tokenizer)
     claim_folder(folder, "address_clip", {})
     writer = ClipFolderWriter(dataset, tokenizer, image_processor, {}, str(base_clip), {}, num_photos=8)
-    writer.write(folder, clip, embeddings, {}, step=0, measured_step=0)
+    writer.write(folder, clip, embeddings, Measured({}), step=0)
 
 
 def _memorise(llava: LlavaForConditionalGeneration, photos: LlavaDataset, pad_token_id: int) -> None:

@@ -142,15 +142,11 @@ def save_llava_ial(
         model.save_pretrained(folder, state_dict=state_dict)
     write_text(folder / "README.md", card)  # PEFT has written the empty form of one
     save_processor(folder, tokenizer, image_processor, llava_config)
-    _copy_once(clip_folder, folder / ADDRESS_CLIP)
-    stage1 = read_manifest(folder / ADDRESS_CLIP, ADDRESS_CLIP)
+    stage1 = _take_encoder(clip_folder, folder)
     towers = _tower_hashes(stage1["tower_hash"], attached_tower, state_dict if is_tower_tuned else None)
     projector_hash = _check_adapter(folder, _expected_tower(towers))
     publish_manifest(
-        folder,
-        KIND,
-        config,
-        parents=parents,
+        folder, KIND, config, parents=parents,
         **_reference(base, folder, (parents or {}).get("base")),
         **{name: stage1.get(name) for name in ENCODER_PARTS} | towers,
         adapter_hash=file_hash(folder / _ADAPTER),
@@ -159,7 +155,13 @@ def save_llava_ial(
         vision_feature_select_strategy=llava_config.vision_feature_select_strategy,
         projector_hash=projector_hash,
         hints=asdict(hints) if hints else None,
-    )
+    )  # fmt: skip
+
+
+def _take_encoder(clip_folder: Path, folder: Path) -> dict[str, Any]:
+    """Copies a stage 1 folder into that of a model; returns its manifest."""
+    _copy_once(clip_folder, folder / ADDRESS_CLIP)
+    return read_manifest(folder / ADDRESS_CLIP, ADDRESS_CLIP)
 
 
 def _reference(base: str, folder: Path, known_hash: str | None) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The model card of a tuned encoder: ``README.md`` in its folder, as model hubs show it."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from llava_ial.calibration import Calibration
@@ -53,9 +54,9 @@ _REMEMBERED = """
 `AddressPredictor` also compares a photo with `photo_memory.safetensors`, the features of the training photos; `plain`
 figures are without. Hand it on only as you would hand on a list of where these photos were taken."""
 _UNCALIBRATED = "Probabilities are those of a softmax over the candidates, as confident as training made it."
-_CALIBRATED = """Probabilities are calibrated (temperature {temperature:.2f}, fitted on {num_photos} photos it was not
-trained on, if the split was none of training): that of the best address is {address_error:.1%} off in the mean
-(expected calibration error, on the same photos), that of the best street {calibration_error:.1%}."""
+_CALIBRATED = """Probabilities are calibrated (temperature {temperature:.2f}, fitted on {num_photos} photos of `val`):
+of the best address they are {address_error:.1%} off in the mean (expected calibration error, the same photos), of
+the best street {calibration_error:.1%}."""
 _SHOWN_SETTINGS = (
     "num_epochs", "batch_size", "learning_rate", "address_weight", "caption_weight", "geography_weight",
     "street_weight", "neighbourhood_weight", "photo_weight", "positives", "max_per_address", "image_tower",
@@ -63,38 +64,50 @@ _SHOWN_SETTINGS = (
 )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What is known of an encoder.
+
+    Attributes:
+        metrics: By split; empty where nothing was measured yet.
+        step: Finished steps of the weights that the metrics are of; a checkpoint's own may be later ones.
+        calibration: Of the probabilities, None for none.
+    """
+
+    metrics: Mapping[str, Mapping[str, float]]
+    step: int = 0
+    calibration: Calibration | None = None
+
+
 def format_card(
     *,
     base: str,
-    measured_step: int,
+    measured: Measured,
     num_photos: int,
     num_addresses: int,
     num_skipped: int,
-    metrics: Mapping[str, Mapping[str, float]],
     settings: Mapping[str, Any],
     has_memory: bool = False,
-    calibration: Calibration | None = None,
 ) -> str:
     """The card as Markdown.
 
     Args:
         base: Of the tuning, as the manifest names it.
-        measured_step: That the metrics are of.
+        measured: What is known of it.
         num_photos: Trained on.
         num_addresses: Of the gallery.
         num_skipped: Photos that could not be read.
-        metrics: By split; may be empty.
         settings: Of the run.
         has_memory: The folder holds features of the training photos.
-        calibration: Of the probabilities, None for none.
     """
+    calibration = measured.calibration
     return _CARD.format(
         base=base,
-        measured_step=measured_step,
+        measured_step=measured.step,
         num_photos=num_photos,
         num_addresses=num_addresses,
         num_skipped=num_skipped,
-        metrics=_table(metrics) if metrics else "Nothing was measured yet.",
+        metrics=_table(measured.metrics) if measured.metrics else "Nothing was measured yet.",
         settings="\n".join(f"- {name}: {settings[name]}" for name in _SHOWN_SETTINGS if name in settings),
         remembered=_REMEMBERED if has_memory else "",
         probabilities=_CALIBRATED.format(**vars(calibration)) if calibration else _UNCALIBRATED,

@@ -19,7 +19,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import PreTrainedTokenizerBase
 
-from llava_ial.calibration import Calibration, save_calibration
+from llava_ial.calibration import save_calibration
 from llava_ial.data.dataset import IALDataset
 from llava_ial.data.views import ONE
 from llava_ial.errors import UserError
@@ -27,7 +27,7 @@ from llava_ial.manifest import file_hash, publish_manifest, relative_path, write
 from llava_ial.models.address_clip import DualEncoder, save_tokenizer
 from llava_ial.models.identity import tower_hash
 from llava_ial.models.photo_memory import PhotoMemory, save_memory
-from llava_ial.training.clip_card import format_card
+from llava_ial.training.clip_card import Measured, format_card
 
 KIND = "address_clip"
 GALLERY_PART = Path("gallery") / "part-00000.parquet"
@@ -59,14 +59,12 @@ class ClipFolderWriter:
         folder: Path,
         clip: DualEncoder,
         gallery_embeddings: torch.Tensor,
-        metrics: Mapping[str, Mapping[str, float]],
+        measured: Measured,
         *,
         step: int,
-        measured_step: int,
         skipped: Sequence[str] = (),
         lies_in: Path | None = None,
         memory: PhotoMemory | None = None,
-        calibration: Calibration | None = None,
     ) -> None:
         """Writes model, processor, gallery and metrics, and the manifest last.
 
@@ -74,49 +72,39 @@ class ClipFolderWriter:
             folder: Exists.
             clip: The encoder.
             gallery_embeddings: ``(C, D)``, in the order of the gallery, length one.
-            metrics: Per split.
+            measured: What is known of it.
             step: Finished steps that the weights are of.
-            measured_step: Finished steps of the weights that the metrics are of.
             skipped: Photos that could not be read.
             lies_in: Where the folder will lie, if it is renamed afterwards; the base is named relative to it.
             memory: Of the training photos, None for none.
-            calibration: Of the probabilities, None for none.
         """
         base = base_reference(self.base, lies_in or folder)
+        self._write_model(folder, clip, gallery_embeddings)
+        hashes = {"tower_hash": tower_hash(clip.vision_model), "gallery_hash": self.dataset.gallery_hash}
+        if measured.calibration:
+            save_calibration(folder, measured.calibration, hashes)
+        facts: dict[str, Any] = {**hashes, "metrics": measured.metrics, "measured_step": measured.step}
+        if memory:
+            facts["memory"] = {"weight": memory.weight, "sharpness": memory.sharpness}
+            facts["memory_hash"] = file_hash(save_memory(folder, memory))
+        write_json(folder / "metrics.json", measured.metrics)
+        card = format_card(
+            base=base, measured=measured, num_photos=self.num_photos, num_addresses=len(self.dataset.gallery),
+            num_skipped=len(skipped), settings=self.identity, has_memory=memory is not None,
+        )  # fmt: skip
+        write_text(folder / "README.md", card)
+        publish_manifest(
+            folder, KIND, self.identity, parents=self.parents, base=base, views=self.identity.get("views", ONE),
+            step=step, photos_skipped=list(skipped), **facts,
+        )  # fmt: skip
+
+    def _write_model(self, folder: Path, clip: DualEncoder, gallery_embeddings: torch.Tensor) -> None:
         clip.save_pretrained(folder)
         save_tokenizer(self.tokenizer, folder)
         self.image_processor.save_pretrained(folder)
         (folder / GALLERY_PART.parent).mkdir(exist_ok=True)
         shutil.copyfile(self.dataset.folder / GALLERY_PART, folder / GALLERY_PART)
         save_file({"verbose": gallery_embeddings.float().cpu().contiguous()}, folder / GALLERY_EMBEDDINGS)
-        remembered: dict[str, Any] = {}
-        if memory:
-            remembered = {"memory": {"weight": memory.weight, "sharpness": memory.sharpness},
-                          "memory_hash": file_hash(save_memory(folder, memory))}  # fmt: skip
-        write_json(folder / "metrics.json", metrics)
-        hashes = {"tower_hash": tower_hash(clip.vision_model), "gallery_hash": self.dataset.gallery_hash}
-        if calibration:
-            save_calibration(folder, calibration, hashes)
-        card = format_card(
-            base=base, measured_step=measured_step, num_photos=self.num_photos, num_addresses=len(self.dataset.gallery),
-            num_skipped=len(skipped), metrics=metrics, settings=self.identity, has_memory=memory is not None,
-            calibration=calibration,
-        )  # fmt: skip
-        write_text(folder / "README.md", card)
-        publish_manifest(
-            folder,
-            KIND,
-            self.identity,
-            parents=self.parents,
-            base=base,
-            **hashes,
-            views=self.identity.get("views", ONE),
-            **remembered,
-            metrics=metrics,
-            step=step,
-            measured_step=measured_step,
-            photos_skipped=list(skipped),
-        )
 
 
 def base_reference(base: str, folder: Path) -> str:

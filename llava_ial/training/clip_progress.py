@@ -24,6 +24,7 @@ from llava_ial.training.checkpoints import (
     new_folder,
     remove_old_checkpoints,
 )
+from llava_ial.training.clip_card import Measured
 from llava_ial.training.clip_folder import KIND, ClipFolderWriter, load_training_state, save_training_state
 from llava_ial.training.clip_measure import (
     JUDGED_BY,
@@ -42,6 +43,8 @@ BEST = Path(CHECKPOINTS) / "best"
 PLAIN = "plain "
 # A photo that cannot be read is an accident; many of them are a broken data set.
 MAX_SKIPPED_SHARE = 0.01
+# Photos it is not trained on, and which no result is stated of: test photos are left alone, as for any other choice.
+CALIBRATED_ON = "val"
 
 
 def claim(run: ClipRun) -> FolderState:
@@ -155,10 +158,12 @@ def finish(run: ClipRun, num_steps: int) -> None:
     model = AddressCLIP(clip).to(run.accelerator.device) if clip else run.published_model()
     if settings.memory_weight:
         memory = distributed.run_on_every_process(partial(remember_photos, run, model))
-    photos = {split: features_of_split(run, split, model=model, views=settings.views) for split in settings.eval_splits}
-    if photos:
-        calibration = calibrate_located(run, model, memory, photos[settings.eval_splits[0]])
-    if settings.views != ONE or memory:
+    is_located_otherwise = settings.views != ONE or memory is not None
+    needed = [split for split in settings.eval_splits if is_located_otherwise or split == CALIBRATED_ON]
+    photos = {split: features_of_split(run, split, model=model, views=settings.views) for split in needed}
+    if CALIBRATED_ON in photos:
+        calibration = calibrate_located(run, model, memory, photos[CALIBRATED_ON])
+    if is_located_otherwise:
         for split, found in measure_located(run, model, memory, photos).items():
             plain = {PLAIN + name: value for name, value in run.metrics[split].items() if "@" in name and name in found}
             run.metrics[split] = run.metrics[split] | plain | found
@@ -206,10 +211,10 @@ def write_clip_folder(
     )
     clip = clip if clip is not None else merged_copy(run.published_model().clip)
     embeddings = AddressCLIP(clip).embed_texts([record.verbose for record in run.dataset.gallery], run.tokenizer)
+    measured = Measured(run.metrics, run.measured_step, calibration)
     writer.write(
-        folder, clip, embeddings, run.metrics, lies_in=lies_in, step=step, measured_step=run.measured_step,
-        skipped=sorted(run.skipped), memory=memory, calibration=calibration,
-    )  # fmt: skip
+        folder, clip, embeddings, measured, lies_in=lies_in, step=step, skipped=sorted(run.skipped), memory=memory
+    )
 
 
 def note_skipped(run: ClipRun, log: TrainLog, step: int, found: dict[str, str]) -> None:
