@@ -1,4 +1,4 @@
-"""Trainings that a comparison starts: each a command with its own configuration file, run to its end once."""
+"""Commands that a comparison starts, trainings above all: each is run to its end once."""
 
 import contextlib
 import json
@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -27,6 +27,19 @@ from train.prompt_tuning import PromptSettings
 ROOT = Path(__file__).resolve().parents[1]
 _SECONDS_BETWEEN_LOOKS = 0.2
 _SCRIPTS = {ClipSettings: "stage1_clip", PromptSettings: "prompt_tuning"}
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command of this project that writes one folder.
+
+    Attributes:
+        arguments: Of Python: a script or ``-m`` and a module, and options.
+        output: The folder; finished once it has a manifest.
+    """
+
+    arguments: tuple[str, ...]
+    output: Path
 
 
 def read_stage1_options(options: Sequence[str], where: str) -> tuple[ClipSettings, Way]:
@@ -86,6 +99,10 @@ class TrainingRuns:
             self._asked[settings.output] = self._pool.submit(self._train, settings)
         return self._asked[settings.output]
 
+    def start_chain(self, commands: Sequence[Command]) -> Future[dict[str, float]]:
+        """Runs commands one after the other as soon as it is their turn; what comes is of all of them together."""
+        return self._pool.submit(self._run_chain, commands)
+
     def train(self, settings: Any) -> dict[str, float]:
         """Waits for a training; seconds and the peak of resident memory in bytes, over all attempts.
 
@@ -97,8 +114,21 @@ class TrainingRuns:
         """
         return self.start(settings).result()
 
+    def _run_chain(self, commands: Sequence[Command]) -> dict[str, float]:
+        costs = [self._run_once(command) for command in commands]
+        return {"seconds": sum(c["seconds"] for c in costs), "peak_bytes": max(c["peak_bytes"] for c in costs)}
+
     def _train(self, settings: Any) -> dict[str, float]:
         folder: Path = settings.output
+        config = folder.with_name(f"{folder.name}.yaml")
+        script = ROOT / "train" / f"{_SCRIPTS[type(settings)]}.py"
+        if not (folder / MANIFEST).exists():
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            save_config(config, settings)
+        return self._run_once(Command((str(script), f"--config={config}"), folder))
+
+    def _run_once(self, command: Command) -> dict[str, float]:
+        folder = command.output
         cost_file, log = (folder.with_name(folder.name + ending) for ending in (".cost.json", ".log"))
         cost = {"seconds": 0.0, "peak_bytes": 0.0}
         if cost_file.exists():
@@ -106,17 +136,15 @@ class TrainingRuns:
         if (folder / MANIFEST).exists():
             return cost
         folder.parent.mkdir(parents=True, exist_ok=True)
-        config = folder.with_name(f"{folder.name}.yaml")
-        save_config(config, settings)
-        script = _SCRIPTS[type(settings)]
-        code, seconds, peak = self._run([str(ROOT / "train" / f"{script}.py"), f"--config={config}"], log)
+        code, seconds, peak = self._run(command.arguments, log)
         cost = {"seconds": cost["seconds"] + seconds, "peak_bytes": max(cost["peak_bytes"], peak)}
         write_json(cost_file, cost)
+        name = _name(command)
         if code:
             last = (log.read_text(encoding="utf-8").strip().splitlines() or ["(it said nothing)"])[-1]
-            raise UserError(f"{folder.name}: train/{script}.py ended with {code}: {last}; see {log}")
+            raise UserError(f"{folder.name}: {name} ended with {code}: {last}; see {log}")
         if not (folder / MANIFEST).exists():
-            raise UserError(f"{folder.name}: train/{script}.py was stopped; the same command continues it")
+            raise UserError(f"{folder.name}: {name} was stopped; the same command continues it")
         return cost
 
     def _run(self, arguments: Sequence[str], log: Path) -> tuple[int, float, float]:
@@ -130,6 +158,12 @@ class TrainingRuns:
             peak = _watch_memory(process)
             self._running.discard(process)
         return process.returncode, time.monotonic() - started, peak
+
+
+def _name(command: Command) -> str:
+    """What of a command a message names."""
+    first, *rest = command.arguments
+    return f"{first} {rest[0]}" if first == "-m" else str(Path(first).relative_to(ROOT))
 
 
 def _watch_memory(process: subprocess.Popen[bytes]) -> float:
