@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -118,6 +119,27 @@ def test_a_checkpoint_says_which_state_its_figures_are_of(tmp_path: Path, train,
     again = train(tmp_path / "parts", **options)
     for name in ("manifest.json", "README.md", "model.safetensors"):
         assert (again / "checkpoints" / checkpoint.name / name).read_bytes() == (checkpoint / name).read_bytes()
+
+
+@pytest.mark.parametrize("size", [60_000, 400], ids=["the weights", "the log"])
+def test_a_full_disk_is_told_in_one_line_and_the_same_command_goes_on(tmp_path: Path, train, monkeypatch, size):
+    """Files may not grow beyond a size, which the system answers like a full disk."""
+    out, limits = tmp_path / "out", resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def fill() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, limits[1]))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(stage1_clip, "show", Interrupter(4, fill))
+        try:
+            with pytest.raises(UserError, match=r"out: there is no room to write .*; make room"):
+                train(out, checkpoint_every=3)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in complete_checkpoints(out)] == ["step-000003"]
+    assert not (out / "manifest.json").exists()
+    train(out, checkpoint_every=3)
+    same_results(train(tmp_path / "whole", checkpoint_every=3), out)
 
 
 def test_resume_alone_starts_nothing_new(tmp_path: Path, train, monkeypatch):

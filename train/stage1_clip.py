@@ -33,6 +33,7 @@ from llava_ial.config import parse_config
 from llava_ial.errors import UserError, run_command
 from llava_ial.manifest import FolderState
 from llava_ial.models.half_precision import choose_precision
+from llava_ial.training.checkpoints import refuse_full_disk
 from llava_ial.training.clip_progress import (
     claim,
     end_trackers,
@@ -67,10 +68,12 @@ def main() -> None:
     run = distributed.run_on_every_process(lambda: build_run(settings, accelerator))
     if settings.dry_run:
         distributed.run_on_main_process(lambda: describe(run))
-    elif claim(run) is FolderState.COMPLETE:
-        say(f"{settings.output}: already complete, nothing to do")
     else:
-        train(run)
+        with refuse_full_disk(settings.output):
+            if claim(run) is FolderState.COMPLETE:
+                say(f"{settings.output}: already complete, nothing to do")
+            else:
+                train(run)
     run.parallel_model = None
     accelerator.free_memory()
     distributed.shut_down()

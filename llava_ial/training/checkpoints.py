@@ -12,8 +12,11 @@ from llava_ial.manifest import MANIFEST
 
 CHECKPOINTS = "checkpoints"
 _NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-# What safetensors, tokenizers, torch.save and shutil say of the same: they hide the system's number.
-_NO_ROOM_TEXT = re.compile(rf"(?i)\b(os error|errno) ({'|'.join(map(str, _NO_ROOM))})\b|PytorchStreamWriter failed")
+# What safetensors, tokenizers and shutil say of the same, and torch.save (second line): they hide the system's number.
+_NO_ROOM_TEXT = re.compile(
+    rf"(?i)\b(os error|errno) ({'|'.join(map(str, _NO_ROOM))})\b"
+    r"|PytorchStreamWriter failed|basic_ios::clear: iostream error|inline_container\.cc:\d+\] \. unexpected pos"
+)
 
 _CONTINUES = "the last complete checkpoint is untouched and it continues from there"
 
