@@ -125,7 +125,12 @@ def test_the_ways_of_asking_are_compared_and_say_the_same(tmp_path, monkeypatch)
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "more"),
-    [("gpu_stage1", ["peft"]), ("gpu_stage2", ["pyarrow", "rapidfuzz"]), ("evaluate", ["rapidfuzz", "utm"])],
+    [
+        ("gpu_stage1", ["peft"]),
+        ("gpu_stage2", ["pyarrow", "rapidfuzz"]),
+        ("gpu_stage2_deepspeed", ["rapidfuzz", "utm"]),
+        ("evaluate", ["rapidfuzz", "utm"]),
+    ],
 )
 def test_it_needs_no_library_beyond_the_named_ones(name, more):
     absent = ["deepspeed", "gradio", "datasets", "osmium", "shapely", "bitsandbytes", *more]
