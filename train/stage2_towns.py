@@ -32,7 +32,15 @@ from tqdm import tqdm
 
 from llava_ial.config import parse_config, save_config
 from llava_ial.errors import UserError, run_command
-from llava_ial.manifest import FolderState, claim_folder, publish_manifest, write_json, write_text
+from llava_ial.manifest import (
+    MANIFEST,
+    FolderState,
+    claim_folder,
+    file_hash,
+    publish_manifest,
+    write_json,
+    write_text,
+)
 from llava_ial.prompts import WHERE
 from train.ablation_settings import slug
 from train.stage2_towns_settings import Stage2TownsSettings
@@ -50,6 +58,7 @@ def main() -> None:
     settings.refuse_impossible()
     end_on_sigterm()
     identity = {name: str(value) for name, value in asdict(settings).items() if name not in _NOT_IDENTITY}
+    identity |= {str(folder): file_hash(folder / MANIFEST) for folder in settings.inputs}
     if claim_folder(settings.output, KIND, identity) is FolderState.COMPLETE:
         print(f"{settings.output}: already complete, nothing to do")
         return

@@ -61,6 +61,11 @@ class Stage2TownsSettings:
         again = {self._asked_name(line): line.rpartition(":")[0].strip() for line in self.asked}
         return again.get(name, name)
 
+    @property
+    def inputs(self) -> list[Path]:
+        """Folders of all towns that are read: data sets and encoders."""
+        return [town / part for town in [*self.dev_towns, *self.report_towns] for part in ("data", "stage1")]
+
     def trained(self) -> dict[str, list[str]]:
         """By name: a method's own options."""
         return dict(split_options(method) for method in self.methods)
@@ -90,7 +95,7 @@ class Stage2TownsSettings:
         towns = [*self.dev_towns, *self.report_towns]
         if not self.dev_towns or not self.report_towns or len({town.name for town in towns}) < len(towns):
             raise UserError("--dev_towns, --report_towns: allowed: different folders, and at least one of each")
-        for folder in (town / part for town in towns for part in ("data", "stage1")):
+        for folder in self.inputs:
             if not (folder / MANIFEST).exists():
                 raise UserError(f"{folder}: not finished; run `make demo SEED=... SERVE=0` to its end first")
 
