@@ -108,7 +108,7 @@ def commands(settings: Stage2TownsSettings, model: str, asked: Sequence[str], to
     if model in settings.projector_first:
         aligned, merged = folder / "projector", folder / "projector_merged"
         found.append(_training([*common, f"--base={base}", *shlex.split(settings.projector_options)], aligned))
-        arguments = ("-m", "train.merge", f"--model={aligned}", data, f"--output={merged}", "--dtype=float16")
+        arguments = ("-m", "train.merge", f"--model={aligned}", data, f"--output={merged}", "--dtype=float32")
         found.append(Command(arguments, merged))
         base = str(merged)
     found.append(_training([*common, f"--base={base}", *settings.trained()[model]], folder / "model"))
