@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from llava_ial.locating import Way
 from llava_ial.manifest import read_manifest
 from llava_ial.training.clip_settings import ClipSettings
 from tests.tiny_world import build_tiny_base_clip, build_tiny_dataset
-from train.training_runs import TrainingRuns, read_stage1_options
+from train.training_runs import Command, TrainingRuns, read_stage1_options
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -70,6 +71,31 @@ def test_a_comparison_that_is_ended_ends_its_training(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="was stopped; the same command continues it"):
         future.result()
     assert json.loads((tmp_path / "out" / "run.cost.json").read_text())["seconds"] > 0
+
+
+def test_nothing_is_started_once_it_is_over(tmp_path: Path) -> None:
+    """A chain between two commands when another one fails, and a process that is started at that very moment."""
+    marks, release = [tmp_path / name for name in "ab"], threading.Event()
+    with TrainingRuns() as runs:
+
+        def first(*_: object) -> tuple[int, float, float]:
+            (tmp_path / "a" / "manifest.json").parent.mkdir()
+            (tmp_path / "a" / "manifest.json").write_text("{}")
+            release.wait(10)
+            return 0, 1.0, 1.0
+
+        runs._run = first  # type: ignore[method-assign]
+        future = runs.start_chain([Command(("-m", "x"), mark) for mark in marks])
+        while not marks[0].exists():
+            time.sleep(0.01)
+        runs._is_over = True
+        release.set()
+        with pytest.raises(UserError, match=r"b: -m x was not started; the same command continues"):
+            future.result()
+    del runs._run  # type: ignore[method-assign]
+    code, seconds, _ = runs._run(["-c", "import time; time.sleep(60)"], tmp_path / "log")
+    assert code == -signal.SIGTERM
+    assert seconds < 30
 
 
 @pytest.mark.slow

@@ -83,11 +83,13 @@ class TrainingRuns:
         self._pool = ThreadPoolExecutor(parallel)
         self._asked: dict[Path, Future[dict[str, float]]] = {}
         self._running: set[subprocess.Popen[bytes]] = set()
+        self._is_over = False
 
     def __enter__(self) -> "TrainingRuns":
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._is_over = True
         self._pool.shutdown(wait=False, cancel_futures=True)
         for process in list(self._running):
             process.terminate()  # it saves and ends
@@ -135,6 +137,8 @@ class TrainingRuns:
             cost = json.loads(cost_file.read_text(encoding="utf-8"))
         if (folder / MANIFEST).exists():
             return cost
+        if self._is_over:
+            raise UserError(f"{folder.name}: {_name(command)} was not started; the same command continues")
         folder.parent.mkdir(parents=True, exist_ok=True)
         code, seconds, peak = self._run(command.arguments, log)
         cost = {"seconds": cost["seconds"] + seconds, "peak_bytes": max(cost["peak_bytes"], peak)}
@@ -155,6 +159,8 @@ class TrainingRuns:
                 env={**os.environ, "PYTHONPATH": str(ROOT), **self._threads},
             )  # fmt: skip
             self._running.add(process)
+            if self._is_over:  # since a moment ago, so that nobody else has ended this one
+                process.terminate()
             peak = _watch_memory(process)
             self._running.discard(process)
         return process.returncode, time.monotonic() - started, peak
