@@ -1,5 +1,6 @@
 """Hints: what they say, that training's are as unreliable as inference's, and that both see the same prompt."""
 
+import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -166,6 +167,20 @@ def test_processes_that_share_the_hints_tell_the_same_as_one(crowd: IALDataset, 
     with ThreadPoolExecutor(3) as pool:
         for shared in pool.map(run, range(3)):
             assert shared == alone
+
+
+def test_what_processes_send_each_other_is_no_larger_than_it_is(crowd: IALDataset, monkeypatch) -> None:
+    """A row that is a view of a batch is sent with the whole batch."""
+    sent: list[object] = []
+
+    def gather(value: object) -> list[object]:
+        sent.append(value)
+        return [value]
+
+    monkeypatch.setattr(distributed, "gather_objects", gather)
+    build_hints(KnowsItsPhotos(crowd), crowd, HintPlan(3, 0.1, 0.1, keeps_misses=True, seed=0), "val")  # type: ignore[arg-type]
+    rows = next(value for value in sent if isinstance(value, torch.Tensor))
+    assert len(pickle.dumps(rows)) < 1.1 * rows.nbytes + 2000
 
 
 class NamesAddresses(KnowsItsPhotos):

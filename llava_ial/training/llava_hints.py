@@ -200,7 +200,8 @@ def _embed(locator: Locator, dataset: IALDataset, records: Sequence[Conversation
     """``(D,)`` of every photo on every process; each looks at its share of those that the encoder does not remember."""
     paths = {record.image_id: record.image_path for record in records if record.image_path}
     names = sorted(paths)
-    own = names[distributed.rank() :: distributed.world_size()]
+    rank, world = distributed.rank(), distributed.world_size()
+    own = names[rank::world]
     found: dict[str, torch.Tensor] = {}
 
     def look() -> None:
@@ -215,7 +216,14 @@ def _embed(locator: Locator, dataset: IALDataset, records: Sequence[Conversation
             found.update(zip(part, embedded, strict=True))
 
     distributed.run_on_every_process(look)
-    return {name: row for part in distributed.gather_objects(found) for name, row in part.items()}
+    # As one tensor: a row that is sent on its own takes all of the batch with it that it is a view of.
+    everyones = distributed.gather_objects(torch.stack([found[name] for name in own]) if own else None)
+    return {
+        name: row
+        for part, rows in enumerate(everyones)
+        if rows is not None
+        for name, row in zip(names[part::world], rows, strict=True)
+    }
 
 
 def _labelled(features: dict[str, torch.Tensor], truth: dict[str, int]) -> tuple[torch.Tensor, torch.Tensor, list[str]]:
