@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from peft import PeftModel
+from peft.tuners.lora import LoraLayer
 
 from llava_ial.errors import UserError
 from llava_ial.inference import AddressPredictor
@@ -102,6 +103,24 @@ def test_saved_with_lora_added_it_computes_what_was_trained(tiny_folders: TinyFo
         mark = f".{TOWER}.modules_to_save.default."
         plain.load_state_dict({n.split(mark)[1]: t for n, t in state.items() if mark in n}, strict=True)
         torch.testing.assert_close(plain(pixels).last_hidden_state, ours, rtol=1e-4, atol=1e-5)
+
+
+def test_a_small_change_of_a_tower_at_16_bits_is_not_rounded_away(tiny_folders: TinyFolders, tmp_path: Path) -> None:
+    options = {"tune_vision_tower": "lora", "lora_dropout": 0.0, "bf16": True, "base_dtype": "bfloat16"}
+    run = run_of(tiny_folders, tmp_path / "out", **options)
+    for name, parameter in run.model.named_parameters():
+        if ".lora_B." in name:
+            torch.nn.init.normal_(parameter, std=1e-4)
+    layers = {
+        name: layer for name, layer in saved_module(run.model, TOWER).named_modules() if isinstance(layer, LoraLayer)
+    }
+    state = plain_state(run.model, gathered)
+    assert layers
+    for name, layer in layers.items():
+        before, change = layer.base_layer.weight, layer.get_delta_weight(next(iter(layer.lora_A)))
+        assert before.dtype == torch.bfloat16
+        saved = next(t for n, t in state.items() if n.endswith(f"modules_to_save.default.{name}.weight"))
+        torch.testing.assert_close(saved - before.float(), change.float(), rtol=0.02, atol=5e-8)
 
 
 def test_every_way_to_open_a_folder_brings_the_tuned_tower(tiny_folders: TinyFolders, tmp_path: Path) -> None:
