@@ -8,11 +8,13 @@ from typing import cast
 
 import pytest
 import torch
+from PIL import Image
 
 from llava_ial.errors import UserError
 from llava_ial.evaluation import beyond
 from llava_ial.evaluation.beyond import READINGS, Split, best_weight, fit_reader, format_beyond, measure, tower_tokens
 from llava_ial.locating import load_encoder
+from llava_ial.models.llava_folder import load_llava_ial
 from tests.tiny_models import TinyFolders
 
 CLASSES, WIDTH = 6, 8
@@ -90,9 +92,10 @@ def test_the_tokens_are_those_of_the_tower(tiny_folders: TinyFolders) -> None:
     files = [dataset.image_file(sample.photo.image_path) for sample in dataset.samples("val")]
     tokens = tower_tokens(encoder, files)
     assert tokens.shape[:3] == (2, len(files), 17)
-    views = [beyond.views_of(beyond.load_photo(file), "pad")[0] for file in files]
+    photos = [Image.open(file).convert("RGB") for file in files]
+    processor = load_llava_ial(tiny_folders.llava).image_processor  # that of the folder of stage 2
     with torch.no_grad():
-        output = encoder.model.clip.vision_model(beyond.photo_pixels(views, encoder.image_processor))
+        output = encoder.model.clip.vision_model(processor(photos, return_tensors="pt")["pixel_values"])
     torch.testing.assert_close(tokens[0, :, 0], output.last_hidden_state[:, 0])
     torch.testing.assert_close(tokens[0, :, 1:].mean(dim=1), output.last_hidden_state[:, 1:].mean(dim=1))
 

@@ -69,7 +69,7 @@ def test_the_tables_name_options_deviation_and_the_encoder() -> None:
     dev = [result(name, town, n, 10) for name, n in (("none", 3), ("three", 9)) for town in "ab"]
     dev[-1] = result("three", "b", 11, 10)
     report = [result("three", "c", 10, 10)]
-    text = format_methods({"none": ["--hints=0"], "three": ["--hints=3"]}, dev, report, "three")
+    text = format_methods({"none": "--hints=0", "three": "--hints=3"}, dev, report, "three")
     assert "Development: a, b, 40 photos." in text
     assert "Report: c, 20 photos." in text
     assert "| AddressCLIP alone (SA@1, SSA@1) | | 60.0 | 50.0 |" in text
@@ -85,6 +85,10 @@ def test_a_method_is_trained_once_and_asked_as_often_as_it_is_listed(tmp_path: P
     )  # fmt: skip
     settings.refuse_impossible()
     assert settings.names == ["none", "three", "aligned", AGAIN]
+    alone = "--lora_rank=0 --dialogues=captions"
+    assert settings.shown_options() == {
+        "none": "--hints=0", "three": "--hints=3", "aligned": f"{alone}, then --hints=3 --lora_rank=4",
+    }  # fmt: skip
     runs = tmp_path / "out" / "runs" / "a"
     tuned, own, again = commands(settings, "three", ["three", AGAIN], tmp_path / "a")
     assert tuned.output == runs / "three" / "model"

@@ -9,9 +9,9 @@ r"""How does LLaVA read what stage 1 has learned? Ways to tune it, compared on s
 3. tunes by the first method and by the best one on the report's towns, and asks these towns' test photos
 4. pairs the answers of each with the first candidates of its AddressCLIP, photo by photo over all these towns
 
-Methods have the same base, dialogues, epochs, rates and seed; what a line adds is all in which it differs. Writes
-methods.md with tables, methods.json with the same in numbers, and a folder for every training and evaluation. The same
-command continues: what is finished is not run again.
+Methods have the same base, dialogues, epochs, rates and seed; what a line adds is all in which it differs (and the
+projector's own training, where it comes first). Writes methods.md with tables, methods.json with the same in numbers,
+and a folder for every training and evaluation. The same command continues: what is finished is not run again.
 """
 
 import os
@@ -68,7 +68,7 @@ def main() -> None:
         best = best_method(settings.names, dev)
         report = measure(settings, runs, dict.fromkeys([settings.names[0], best]), settings.report_towns)
     found = {"best": best, "development": summary(dev), "report": summary(report)}
-    text = format_methods(settings.trained(), dev, report, best)
+    text = format_methods(settings.shown_options(), dev, report, best)
     write_text(settings.output / "methods.md", text)
     write_json(settings.output / "methods.json", found)
     publish_manifest(settings.output, KIND, identity, best=best)
@@ -124,7 +124,7 @@ def read_result(name: str, town: str, evaluation: Path, seconds: float) -> Metho
     """What an evaluation found."""
     metrics = json.loads((evaluation / "metrics.json").read_text(encoding="utf-8"))
     photos = {row["image_id"]: row for row in _rows(evaluation / "photos.csv")}
-    answers = [row for row in _rows(evaluation / "answers.csv") if row["task"] == WHERE and not row["error"]]
+    answers = [row for row in _rows(evaluation / "answers.csv") if row["task"] == WHERE]  # a failed one is a wrong one
     parts = [metrics["answers"], metrics.get("dialogues") or {"rates": {}}]
     return MethodResult(
         name, town, seconds,

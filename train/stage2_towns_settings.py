@@ -70,6 +70,14 @@ class Stage2TownsSettings:
         """By name: a method's own options."""
         return dict(split_options(method) for method in self.methods)
 
+    def shown_options(self) -> dict[str, str]:
+        """By name: all that tells a method from the others, as tables show it."""
+        own = {name: shlex.join(options) for name, options in self.trained().items()}
+        return {
+            name: f"{self.projector_options}, then {options}" if name in self.projector_first else options
+            for name, options in own.items()
+        }
+
     def refuse_impossible(self) -> None:
         """Checks everything before anything expensive.
 

@@ -1,6 +1,5 @@
 """Choice and tables of the comparison of stage 2's methods over towns."""
 
-import shlex
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -77,7 +76,7 @@ def summary(results: Sequence[MethodResult]) -> dict[str, Any]:
 
 
 def format_methods(
-    options: Mapping[str, Sequence[str]], dev: Sequence[MethodResult], report: Sequence[MethodResult], best: str
+    options: Mapping[str, str], dev: Sequence[MethodResult], report: Sequence[MethodResult], best: str
 ) -> str:
     """Markdown: all methods on the development towns, the first and the best on the others."""
     return "\n".join(
@@ -101,7 +100,7 @@ def format_methods(
     )
 
 
-def _table(options: Mapping[str, Sequence[str]], results: Sequence[MethodResult], best: str) -> list[str]:
+def _table(options: Mapping[str, str], results: Sequence[MethodResult], best: str) -> list[str]:
     by_method = _by_method(results)
     kinds = [kind for kind in _KINDS if all(kind in result.kinds for result in results)]
     titles = ["method", "options", "street", "street and cross streets", *(_KINDS[kind] for kind in kinds)]
@@ -112,7 +111,7 @@ def _table(options: Mapping[str, Sequence[str]], results: Sequence[MethodResult]
     lines.append(f"| AddressCLIP alone (SA@1, SSA@1) | | {' | '.join(shares)} |{' |' * (len(titles) - 4)}")
     for name, own in by_method.items():
         shown = f"**{name}**" if name == best else name
-        said = f"`{shlex.join(options[name])}`" if options.get(name) else ""
+        said = f"`{options[name]}`" if options.get(name) else ""
         lines.append(f"| {' | '.join([shown, said, *_cells(own, kinds)])} |")
     return lines
 

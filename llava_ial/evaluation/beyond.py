@@ -2,12 +2,12 @@
 
     python -m llava_ial.evaluation.beyond --clip runs/demo/stage1 --data runs/demo/data
 
-LLaVA reads the tower's tokens of the whole photo. Here a small classifier reads the same tokens (attention over the
-class token and a grid of patch means, then two layers) and learns the addresses of the training photos, directly and
-for many epochs: easier than to learn them through sentences. Its log probabilities, weighted, are added to those of
-AddressCLIP. If no weight makes more photos right, then answers that leave AddressCLIP's first candidate for what these
-tokens show will be wrong more often than right, and one hint that is copied is the best there is; if one does, there is
-something that more hints and a tuned language model may win.
+LLaVA reads the tower's tokens of one view of the photo. Here a small classifier reads the same tokens (attention over
+the class token and a grid of patch means, then two layers) and learns the addresses of the training photos, directly
+and for many epochs: easier than to learn them through sentences. Its log probabilities, weighted, are added to those
+of AddressCLIP. If no weight makes more photos right, then answers that leave AddressCLIP's first candidate for what
+these tokens show will be wrong more often than right, and one hint that is copied is the best there is; if one does,
+there is something that more hints and a tuned language model may win.
 
 "chosen" has the weight that is best for validation photos, "best" the one that is best for the very photos that are
 counted: more than can be known. Prints Markdown.
@@ -25,8 +25,6 @@ from tqdm import tqdm
 
 from llava_ial.config import parse_config
 from llava_ial.data.dataset import IALDataset
-from llava_ial.data.images import load_photo
-from llava_ial.data.views import PAD, views_of
 from llava_ial.errors import UserError, run_command
 from llava_ial.evaluation.statistics import Difference, paired_difference
 from llava_ial.inference import choose_device
@@ -127,10 +125,9 @@ class Split:
 def tower_tokens(encoder: Encoder, photos: Sequence[Path]) -> torch.Tensor:
     """``(2, N, 1 + 16, D)`` on the CPU: class token and a grid of patch means of the last layer and the one before.
 
-    The photo is put on a square as LLaVA-1.5 does.
+    The photo is cut and scaled by the encoder's own processor, which stage 2 takes over.
     """
-    views = [views_of(load_photo(photo), PAD)[0] for photo in photos]
-    pixels = photo_pixels(views, encoder.image_processor).to(encoder.gallery_embeddings.device)
+    pixels = photo_pixels(photos, encoder.image_processor).to(encoder.gallery_embeddings.device)
     states = encoder.model.clip.vision_model(pixels, output_hidden_states=True).hidden_states
     return torch.stack([_on_grid(states[layer]) for layer in (-1, -2)]).float().cpu()
 
