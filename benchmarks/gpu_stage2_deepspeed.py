@@ -53,6 +53,7 @@ NEEDED = {
     "deepspeed": "deepspeed", "hjson": "hjson", "pydantic": "pydantic", "einops": "einops", "msgpack": "msgpack",
     "ninja": "ninja", "cpuinfo": "py-cpuinfo", "rapidfuzz": "rapidfuzz", "utm": "utm",
 }  # fmt: skip
+_EVAL_PHOTOS = 4
 _UNCOUNTED = 2  # steps of each start: memory is first taken and kernels are chosen in them
 
 
@@ -195,7 +196,8 @@ class Case:
         """From the interruption to the end."""
         log = self.work / f"zero{self.stage}_resumed.log"
         start = self._train(log)
-        done = [json.loads(line)["step"] for line in _read(self.output / "train_log.jsonl").splitlines()]
+        entries = map(json.loads, _read(self.output / "train_log.jsonl").splitlines())
+        done = [entry["step"] for entry in entries if "loss" in entry]
         if "continues from" not in _read(log) or done != list(range(1, self.config.steps + 1)):
             raise UserError(f"the second start did not go on: steps {done}")
         row |= {
@@ -232,8 +234,8 @@ class Case:
             "base": inputs.base, "data": inputs.data, "clip": inputs.clip, "output_dir": self.output,
             "deepspeed": ZERO[self.stage], "num_processes": config.num_processes, "use_cpu": config.device == "cpu",
             "per_device_train_batch_size": config.batch_size, "max_steps": config.steps, "logging_steps": 1,
-            "save_steps": config.steps // 2, "save_total_limit": 1, "eval_strategy": "no", "publish": "last",
-            "disable_tqdm": True,
+            "save_steps": config.steps // 2, "save_total_limit": 1, "eval_strategy": "steps",
+            "eval_steps": config.steps // 2, "eval_photos": _EVAL_PHOTOS, "publish": "best", "disable_tqdm": True,
         }  # fmt: skip
         return [
             sys.executable, "-m", "deepspeed.launcher.runner", "--num_gpus", str(config.num_processes),
