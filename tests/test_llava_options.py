@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from unittest.mock import patch
 
@@ -10,14 +11,18 @@ import torch
 from accelerate.state import AcceleratorState
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+from llava_ial.config import parse_config
 from llava_ial.errors import UserError
+from llava_ial.manifest import claim_folder
 from llava_ial.models.llava import PROJECTOR, TOWER, LoraSettings, add_adapter, load_base
 from llava_ial.models.llava_folder import load_llava_ial
 from llava_ial.models.quantized import SKIPPED, quantization_config, refuse_quantized_elsewhere
 from llava_ial.models.trainable import trainable_table
 from llava_ial.training.by_length import ByLength
 from llava_ial.training.llava_preview import memory_need
-from tests.stage2_runs import adapter, assert_same_weights, interrupt, train_here
+from llava_ial.training.llava_run import refuse_unshared
+from llava_ial.training.llava_settings import LlavaArguments, LlavaSettings
+from tests.stage2_runs import adapter, arguments_of, assert_same_weights, interrupt, train_here
 from tests.test_llava_preview import run_of
 from tests.tiny_models import TinyFolders
 
@@ -137,3 +142,26 @@ def test_bad_settings_are_told(
     with pytest.raises(UserError, match=complaint):
         train_here(tiny_folders, tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
+
+
+def test_one_process_with_several_gpus_is_told_to_start_one_for_each(
+    tiny_folders: TinyFolders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``transformers`` would split each batch over copies, and no figure of the run would say so."""
+    monkeypatch.setattr(LlavaArguments, "n_gpu", property(lambda self: 2))
+    with pytest.raises(UserError, match=r"sees 2 GPUs: start one for each .*CUDA_VISIBLE_DEVICES=0"):
+        train_here(tiny_folders, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_processes_wait_for_a_main_one_that_works_for_long(tiny_folders: TinyFolders, tmp_path: Path) -> None:
+    argv = arguments_of(tiny_folders, tmp_path / "out")
+    _, arguments = parse_config(LlavaSettings, LlavaArguments, description="", argv=argv)
+    assert arguments.ddp_timeout_delta >= timedelta(hours=12)
+
+
+def test_a_process_that_does_not_see_the_output_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="process 0 does not see it; all machines must share"):
+        refuse_unshared(tmp_path / "out")
+    claim_folder(tmp_path / "out", "any", {})
+    refuse_unshared(tmp_path / "out")

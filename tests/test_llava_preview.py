@@ -35,6 +35,20 @@ def test_it_shows_everything_and_writes_nothing(
         assert f"\n{name} " in text
 
 
+def test_one_process_shows_what_eight_would_need(
+    tiny_folders: TinyFolders, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = {"dry_run": True, "max_steps": -1, "per_device_train_batch_size": 1}
+    train_here(tiny_folders, tmp_path / "out", **options)
+    alone = capsys.readouterr().out
+    train_here(tiny_folders, tmp_path / "out", num_processes=8, **options)
+    text = capsys.readouterr().out
+    assert "8 steps of 1 dialogues" in alone
+    assert "1 steps of 8 dialogues: 1 a process x 1 micro-batches x 8 process(es)" in text
+    assert "GiB a process, of 8" in text
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_marked_part_is_the_supervised_one(tiny_folders: TinyFolders, tmp_path: Path) -> None:
     run = run_of(tiny_folders, tmp_path / "out")
     text = rendered(run.tokenizer, run.train_set.encoded[0], has_colours=False)
@@ -61,7 +75,7 @@ def test_it_counts_the_steps_that_trainer_makes(
     run = run_of(tiny_folders, tmp_path / "out", **options)
     trainer = LlavaTrainer(run, stop_request=None)  # type: ignore[arg-type]
     theirs = trainer.set_initial_training_values(run.arguments, trainer.get_train_dataloader())[-1]
-    assert num_steps(len(run.train_set), run.arguments) == theirs
+    assert num_steps(len(run.train_set), run.arguments, 1) == theirs
 
 
 def test_the_memory_of_a_model_counted_by_hand(tiny_folders: TinyFolders, tmp_path: Path) -> None:

@@ -75,6 +75,9 @@ def test_measuring_changes_no_weight_and_a_resumed_run_measures_the_same(
 def test_the_best_state_is_kept_published_and_opens_in_every_way(tiny_folders: TinyFolders, tmp_path: Path) -> None:
     """A rate that destroys what the model knew makes the first measurement the best one."""
     options = {**MEASURED, "publish": "best", "learning_rate": 0.3, "warmup_steps": 0, "lr_scheduler_type": "constant"}
+    turns = [{"from": "human", "value": "What is two and two?"}, {"from": "gpt", "value": "Four."}]
+    (tmp_path / "probe.json").write_text(json.dumps([{"id": 1, "conversations": turns}]))
+    options["forgetting_probe"] = tmp_path / "probe.json"
     out = train_here(tiny_folders, tmp_path / "out", **options)
     found = measurements(out)
     best, num_since = best_so_far(out / "train_log.jsonl")
@@ -88,7 +91,12 @@ def test_the_best_state_is_kept_published_and_opens_in_every_way(tiny_folders: T
         assert {f"- {name}: {value:.4f}" for name, value in best.items() if name != "step"} <= set(card)
     early = train_here(tiny_folders, tmp_path / "early", **{**options, "publish": "last"}, max_steps=best["step"])
     assert_same_weights(out, early)
+    forgotten, early_forgotten = (json.loads((f / "forgetting.json").read_text()) for f in (out, early))
+    assert forgotten["loss_after"] == pytest.approx(early_forgotten["loss_after"], rel=1e-4), "of what is published"
+    assert forgotten["step"] == best["step"]
+    assert f"{forgotten['loss_after']:.3f} after" in (out / "README.md").read_text(encoding="utf-8")
     last = out / "checkpoints/step-000004"
+    assert "general dialogues" not in (last / "README.md").read_text(encoding="utf-8"), "they have other weights"
     assert any(not torch.equal(adapter(out)[name], adapter(last)[name]) for name in adapter(out))
     for folder in (out, out / "checkpoints/best", last):
         assert AddressPredictor.from_pretrained(folder).can_answer

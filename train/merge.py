@@ -109,14 +109,14 @@ def _merge(
     config: MergeConfig, identity: dict[str, object], checks: list[tuple[Image.Image, list[Message]]]
 ) -> Agreement:
     dtype, device = DTYPES[config.dtype], choose_device(config.device)
+    # One after the other: of a large model two copies are more than enough.
+    save_merged(config.output, config.model, load_llava_ial(config.model, base=config.base), dtype)
     adapted = load_llava_ial(config.model, base=config.base, device=device, merge=False)
-    loaded = load_llava_ial(config.model, base=config.base)
-    save_merged(config.output, config.model, loaded, dtype)
     prompts, pixels = _inputs(adapted, checks)
     merged = open_merged(config.output, dtype).to(device).eval()
     agreement = compare(adapted.model, merged, prompts, pixels, max_new_tokens=config.max_new_tokens)
     refuse_disagreement(agreement, dtype)
-    publish_merged(config.output, config.model, identity, agreement)
+    publish_merged(config.output, config.model, identity, agreement, merged)
     return agreement
 
 

@@ -38,7 +38,7 @@ from llava_ial.training.image_text_run import (
 )
 from llava_ial.training.interruption import StopRequest
 from llava_ial.training.llava_preview import preview
-from llava_ial.training.llava_run import LlavaRun, claim, describe, is_taken, read_inputs
+from llava_ial.training.llava_run import LlavaRun, claim, describe, is_taken, read_inputs, refuse_unshared
 from llava_ial.training.llava_settings import LlavaArguments, LlavaSettings, is_measured
 from llava_ial.training.llava_trainer import LlavaTrainer
 from llava_ial.training.seeds import seed_everything
@@ -50,7 +50,8 @@ def main() -> None:
     warnings.filterwarnings("ignore", r".torch\.distributed\.(all_gather|reduce_scatter)\w*. is", FutureWarning)
     settings, arguments = parse_config(LlavaSettings, LlavaArguments, description=__doc__ or "")
     settings.refuse_impossible(is_measured=is_measured(arguments))
-    distributed.refuse_wrong_world_size(settings.num_processes, arguments.world_size)
+    if not settings.dry_run:  # which one process shows for as many as are planned
+        distributed.refuse_wrong_world_size(settings.num_processes, arguments.world_size)
     output = Path(arguments.output_dir)
     inputs = distributed.run_on_main_process(lambda: read_inputs(settings, arguments))
     if settings.dry_run:
@@ -72,6 +73,7 @@ def main() -> None:
         seed_everything(arguments.seed)
         run = distributed.run_on_every_process(lambda: build_any_run(settings, arguments, inputs))
         distributed.run_on_main_process(lambda: claim(output, inputs))
+        distributed.run_on_every_process(lambda: refuse_unshared(output))
         train(run)
     distributed.shut_down()
 
@@ -80,7 +82,7 @@ def train(run: LlavaRun | ImageTextRun) -> None:
     """Trains from the newest checkpoint to the end or to SIGTERM."""
     is_other = isinstance(run, ImageTextRun)
     say(f"{trainable_table(run.model)}\n{describe_image_text(run) if is_other else describe(run)}")
-    checkpoints = complete_checkpoints(run.output)
+    checkpoints = distributed.run_on_main_process(lambda: complete_checkpoints(run.output))
     if checkpoints:
         say(f"continues from {checkpoints[-1]}")
     with StopRequest() as stop_request:

@@ -79,10 +79,11 @@ def save_merged(folder: Path, source: Path, loaded: LoadedLlava, dtype: torch.dt
         temporary.rename(folder / ADDRESS_CLIP)
 
 
-def publish_merged(folder: Path, source: Path, config: dict[str, object], agreement: Agreement) -> None:
-    """Writes the manifest: the folder is whole and was compared with what it was made from."""
+def publish_merged(
+    folder: Path, source: Path, config: dict[str, object], agreement: Agreement, merged: LlavaForConditionalGeneration
+) -> None:
+    """Writes the manifest: the folder is whole; ``merged``, opened from it, was compared with what it was made from."""
     adapted = read_manifest(source, LLAVA_IAL_KIND)
-    model = open_merged(folder, torch.float32)
     publish_compared(
         folder,
         KIND,
@@ -90,7 +91,7 @@ def publish_merged(folder: Path, source: Path, config: dict[str, object], agreem
         config,
         agreement,
         # Of the weights as they are on disk: rounding to 16 bits makes another tower of stage 1's.
-        merged_tower_hash=tower_hash(getattr(model.model, TOWER)),
+        merged_tower_hash=tower_hash(getattr(merged.model, TOWER)),
         **{name: adapted.get(name) for name in (*ENCODER_PARTS, "chat_template_hash", "hints")},
     )
 

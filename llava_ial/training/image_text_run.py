@@ -110,7 +110,7 @@ def build_any_run(settings: LlavaSettings, arguments: LlavaArguments, inputs: In
 
 def describe_image_text(run: ImageTextRun) -> str:
     """What is about to happen, in a line."""
-    steps = step_line(len(run.train_set), run.arguments)
+    steps = step_line(len(run.train_set), run.arguments, run.settings.num_processes)
     return f"{len(run.train_set)} dialogues; {steps}; {describe_attention(run.model)}"
 
 
@@ -126,7 +126,8 @@ def preview_image_text(run: ImageTextRun, *, has_colours: bool = True) -> str:
         f"{num_tokens:,} tokens with those of its photo, {len(rendered[0].learned):,} of them learned; "
         f"{sum(len(dialogue.learned) for dialogue in rendered):,} learned in all dialogues",
         describe_image_text(run), "", trainable_table(run.model), "",
-        memory_table(run.model, run.arguments, num_tokens, num_tokens), "nothing was written: this was a dry run",
+        memory_table(run.model, run.arguments, num_tokens, num_tokens, run.settings.num_processes),
+        "nothing was written: this was a dry run",
     ])  # fmt: skip
 
 

@@ -168,8 +168,8 @@ def _metrics(log: Path, forgetting: Path, step: int) -> str:
     rows = [f"- loss of the training: {training[-1]['loss']:.4f}"] if training else []
     if measured:
         rows += [f"- {name}: {value:.4f}" for name, value in sorted(measured[-1].items()) if name != "step"]
-    if forgetting.exists():
-        found = json.loads(forgetting.read_text(encoding="utf-8"))
+    found = json.loads(forgetting.read_text(encoding="utf-8")) if forgetting.exists() else {}
+    if found.get("step") == step:  # of these weights, not of the best ones
         rows.append(f"- loss on general dialogues: {found['loss_before']:.3f} before, {found['loss_after']:.3f} after")
     return "\n".join(rows) or "Nothing was measured yet."
 

@@ -10,7 +10,6 @@ from typing import Any
 from torch import nn
 from transformers import PreTrainedTokenizerBase
 
-from llava_ial import distributed
 from llava_ial.conversation import IMAGE_TOKEN
 from llava_ial.data.llava import IGNORE_INDEX, EncodedDialogue
 from llava_ial.models.quantized import num_weights
@@ -52,13 +51,14 @@ def preview(run: LlavaRun, *, has_colours: bool = True) -> str:
     """Everything worth knowing before a run, in some lines."""
     encoded = run.train_set.encoded
     longest = max(encoded, key=lambda dialogue: len(dialogue.input_ids))
-    num_learned = sum(label != IGNORE_INDEX for label in longest.labels)
+    num_learned, planned = sum(label != IGNORE_INDEX for label in longest.labels), run.settings.num_processes
     return "\n".join([
         f"first dialogue, {run.train_set.conversations[0].conversation_id}; what is learned is "
         + ("green:" if has_colours else f"in {''.join(_SUPERVISED_MARKS)}:"),
         rendered(run.tokenizer, encoded[0], has_colours=has_colours), "",
-        describe(run), token_counts(encoded), step_line(len(encoded), run.arguments), "",
-        trainable_table(run.model), "", memory_table(run.model, run.arguments, len(longest.input_ids), num_learned),
+        describe(run), token_counts(encoded), step_line(len(encoded), run.arguments, planned), "",
+        trainable_table(run.model), "",
+        memory_table(run.model, run.arguments, len(longest.input_ids), num_learned, planned),
         "nothing was written: this was a dry run",
     ])  # fmt: skip
 
@@ -95,30 +95,30 @@ def token_counts(encoded: Sequence[EncodedDialogue]) -> str:
     )
 
 
-def num_steps(num_dialogues: int, arguments: LlavaArguments) -> int:
+def num_steps(num_dialogues: int, arguments: LlavaArguments, processes: int) -> int:
     """Optimiser steps of a run, as ``Trainer`` counts them."""
     if arguments.max_steps > 0:
         return int(arguments.max_steps)
-    batches = math.ceil(num_dialogues / (arguments.per_device_train_batch_size * arguments.world_size))
+    batches = math.ceil(num_dialogues / (arguments.per_device_train_batch_size * processes))
     if arguments.dataloader_drop_last:
-        batches = num_dialogues // (arguments.per_device_train_batch_size * arguments.world_size)
+        batches = num_dialogues // (arguments.per_device_train_batch_size * processes)
     per_epoch = max(1, math.ceil(batches / arguments.gradient_accumulation_steps))
     steps: int = math.ceil(arguments.num_train_epochs * per_epoch)
     return steps
 
 
-def step_line(num_dialogues: int, arguments: LlavaArguments) -> str:
-    """Steps and the size of a batch."""
-    size = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * arguments.world_size
+def step_line(num_dialogues: int, arguments: LlavaArguments, processes: int) -> str:
+    """Steps and the size of a batch, of as many processes as are planned."""
+    size = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * processes
+    steps = num_steps(num_dialogues, arguments, processes)
     return (
-        f"{num_steps(num_dialogues, arguments):,} steps of {size} dialogues: {arguments.per_device_train_batch_size} a "
-        f"process x {arguments.gradient_accumulation_steps} micro-batches x {arguments.world_size} process(es)"
+        f"{steps:,} steps of {size} dialogues: {arguments.per_device_train_batch_size} a process x "
+        f"{arguments.gradient_accumulation_steps} micro-batches x {processes} process(es)"
     )
 
 
-def memory_table(model: nn.Module, arguments: LlavaArguments, num_tokens: int, num_learned: int) -> str:
+def memory_table(model: nn.Module, arguments: LlavaArguments, num_tokens: int, num_learned: int, processes: int) -> str:
     """What a process needs with each way of spreading the model over processes; arguments as of ``memory_need``."""
-    processes = distributed.world_size()
     needs = {
         name: memory_need(model, arguments, num_tokens, num_learned, stage=stage, processes=processes)
         for name, stage in (("without ZeRO", 0), ("ZeRO-2", 2), ("ZeRO-3", 3))

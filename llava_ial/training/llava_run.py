@@ -231,6 +231,18 @@ def _hints(settings: LlavaSettings, arguments: LlavaArguments, dataset: IALDatas
     return build_hints(locator, dataset, plan, settings.eval_split if is_measured(arguments) else None)
 
 
+def refuse_unshared(output: Path) -> None:
+    """Each process looks for the folder that the main one has claimed.
+
+    Raises:
+        UserError: It is not there: this process would write its part of a checkpoint to another disk.
+    """
+    if not (output / BUILDING).exists():
+        raise UserError(
+            f"--output_dir {output}: process {distributed.rank()} does not see it; all machines must share that folder"
+        )
+
+
 @contextmanager
 def whole_tensors(arguments: LlavaArguments) -> Iterator[None]:
     """Models are built with whole tensors here, and DeepSpeed partitions them when training starts.

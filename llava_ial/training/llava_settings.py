@@ -226,6 +226,8 @@ class LlavaArguments(TrainingArguments):
     warmup_steps: float = field(default=0.03, metadata={"help": "steps of warm-up, or their share if below 1"})
     num_train_epochs: float = field(default=1.0, metadata={"help": "times that every dialogue is seen"})
     per_device_train_batch_size: int = field(default=16, metadata={"help": "dialogues of a process and micro-batch"})
+    # The others wait while the main process downloads, hashes and saves; half an hour is too little for a large base.
+    ddp_timeout: int = field(default=86400, metadata={"help": "seconds that processes wait for each other"})
     # A wrong loss must be seen, and the columns of this data set are not those of the model's signature.
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "must stay false: a broken loss is shown"})
     remove_unused_columns: bool = field(default=False, metadata={"help": "must stay false: the collator needs all"})
@@ -255,6 +257,11 @@ class LlavaArguments(TrainingArguments):
             super().__post_init__()
         except ValueError as error:
             raise UserError(str(error)) from error
+        if self.n_gpu > 1:  # transformers would split every batch over copies of the model, and count steps as before
+            raise UserError(
+                f"one process sees {self.n_gpu} GPUs: start one for each (accelerate launch, deepspeed, torchrun), or "
+                "choose one by CUDA_VISIBLE_DEVICES=0"
+            )
 
     def deepspeed_content(self) -> dict[str, Any] | None:
         """The DeepSpeed settings themselves, wherever they stand.

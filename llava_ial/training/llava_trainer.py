@@ -102,8 +102,7 @@ class LlavaTrainer(Trainer):
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """``Trainer``'s loss from the logits of what is learned alone."""
-        # Copies of the model on several GPUs of one process would cut what is chosen by rows.
-        chosen = learned_alone(inputs) if self.chooses_logits and self.args.n_gpu <= 1 else inputs
+        chosen = learned_alone(inputs) if self.chooses_logits else inputs
         return super().compute_loss(model, chosen, *args, **kwargs)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
@@ -199,6 +198,8 @@ class LlavaTrainer(Trainer):
         self.log(metrics)  # first, because the card of what is saved takes its figures from the log
         if is_better(found, best):
             num_since = 0
+            if run.settings.publish == "best":  # the probe is told of in the card, so it comes before
+                self._measure_forgetting()
             self._save_best()
         else:
             num_since += 1
@@ -236,8 +237,9 @@ class LlavaTrainer(Trainer):
 
     def finish(self) -> None:
         """Writes the finished folder; its manifest comes last."""
-        self._measure_forgetting()
         run = self._run
+        if run.settings.publish != "best":
+            self._measure_forgetting()
         facts = {"seconds": round(time.monotonic() - self._started, 1), "steps": self.state.global_step}
 
         @refuse_full_disk(run.output)
@@ -251,18 +253,19 @@ class LlavaTrainer(Trainer):
             self.save_model()
 
     def _measure_forgetting(self) -> None:
-        """Writes ``forgetting.json``, of the weights of the last step."""
-        probe, run = self._run.probe, self._run
+        """Writes ``forgetting.json``, of the weights as they are now: what is published has them."""
+        probe, run, was_training = self._run.probe, self._run, self.model.training
         if probe is None:
             return
         size, everyone = self.args.per_device_eval_batch_size, is_deepspeed_zero3_enabled()
         self.model.eval()
         with self.accelerator.autocast():
             found = measure_probe(self.model, probe, run.tokenizer.pad_token_id, size, everyone=everyone)
+        self.model.train(was_training)
 
         @refuse_full_disk(run.output)
         def write() -> None:
-            write_json(run.forgetting, found)
+            write_json(run.forgetting, {"step": self.state.global_step, **found})
             print(
                 f"general dialogues: loss {found['loss_before']:.3f} before, {found['loss_after']:.3f} after; "
                 f"{found['token_accuracy_before']:.1%} and {found['token_accuracy_after']:.1%} of their words"
