@@ -197,7 +197,7 @@ class Case:
         log = self.work / f"zero{self.stage}_resumed.log"
         start = self._train(log)
         entries = map(json.loads, _read(self.output / "train_log.jsonl").splitlines())
-        done = [entry["step"] for entry in entries if "loss" in entry]
+        done = [entry["step"] for entry in entries if "street_accuracy" not in entry]
         if "continues from" not in _read(log) or done != list(range(1, self.config.steps + 1)):
             raise UserError(f"the second start did not go on: steps {done}")
         row |= {

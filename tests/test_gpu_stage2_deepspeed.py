@@ -102,6 +102,8 @@ def test_a_case_that_fails_keeps_the_other(tmp_path, monkeypatch, no_models):
         (trained / "checkpoints" / "step-000010" / "manifest.json").touch()
         log.write_text("" if stop_at else "continues from step-000010")
         (trained / "train_log.jsonl").write_text("".join(f'{{"step": {n + 1}}}\n' for n in range(20)))
+        with (trained / "train_log.jsonl").open("a") as measured:
+            measured.write('{"step": 20, "loss": 1.0, "street_accuracy": 0.0}\n')
         return Start(step_ends={n: 2.0 * n for n in range(1, 11)}, peak_memory_gb=3.0)
 
     monkeypatch.setattr(gpu_stage2_deepspeed, "train_watched", train_watched)

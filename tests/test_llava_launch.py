@@ -1,6 +1,7 @@
 """Stage 2 through its launchers: DeepSpeed on two processes, kill -9, and photos learned by heart."""
 
 import json
+import re
 import shlex
 import shutil
 import sys
@@ -162,6 +163,28 @@ def test_plain_python_runs_a_deepspeed_config_as_one_process(tiny_folders: TinyF
     process = start([sys.executable, "train/stage2_llava.py", *arguments_of(tiny_folders, tmp_path / "out", **options)])
     text, _ = process.communicate(timeout=TIMEOUT_S)
     assert process.returncode == 0, text
+    load_llava_ial(tmp_path / "out")
+
+
+def test_zero_3_is_given_weights_that_are_spread_already(tiny_folders: TinyFolders, tmp_path: Path) -> None:
+    """Of weights that are not, DeepSpeed would put all on every GPU first."""
+    script = """
+import sys
+from deepspeed.runtime.engine import DeepSpeedEngine
+from train import stage2_llava
+configure = DeepSpeedEngine._configure_distributed_model
+def check(self, model):
+    whole = [name for name, p in model.named_parameters() if not hasattr(p, "ds_id") or p.numel() > 0]
+    print(f"{len(whole)} whole of {len(list(model.parameters()))}, {model.dtype}", flush=True)
+    configure(self, model)
+DeepSpeedEngine._configure_distributed_model = check
+stage2_llava.main()
+"""
+    options = {"deepspeed": "train/configs/zero3.json", "max_steps": 1, "bf16": True}
+    process = start([sys.executable, "-c", script, *arguments_of(tiny_folders, tmp_path / "out", **options)])
+    said, _ = process.communicate(timeout=TIMEOUT_S)
+    assert process.returncode == 0, said[-2000:]
+    assert re.search(r"^0 whole of [1-9]\d+, torch.bfloat16$", said, re.MULTILINE), said[-2000:]
     load_llava_ial(tmp_path / "out")
 
 

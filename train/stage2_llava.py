@@ -29,6 +29,7 @@ from llava_ial.errors import run_command
 from llava_ial.manifest import FolderState
 from llava_ial.models.trainable import trainable_table
 from llava_ial.training.checkpoints import complete_checkpoints
+from llava_ial.training.deepspeed_start import spread_weights
 from llava_ial.training.image_text_run import (
     ImageTextRun,
     ImageTextTrainer,
@@ -85,6 +86,7 @@ def train(run: LlavaRun | ImageTextRun) -> None:
     checkpoints = distributed.run_on_main_process(lambda: complete_checkpoints(run.output))
     if checkpoints:
         say(f"continues from {checkpoints[-1]}")
+    spread_weights(run.model, run.arguments)
     with StopRequest() as stop_request:
         trainer = (ImageTextTrainer if is_other else LlavaTrainer)(run, stop_request)
         trainer.train(resume_from_checkpoint=str(checkpoints[-1]) if checkpoints else None)

@@ -4,6 +4,11 @@ import os
 import shutil
 import socket
 
+import torch
+from torch import nn
+from transformers import TrainingArguments
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+
 from llava_ial.errors import UserError
 
 _COMPILERS = ("c++", "g++", "clang++")
@@ -33,3 +38,19 @@ def refuse_missing_compiler(*, needs_cpu: bool) -> None:
                 f"--deepspeed needs {package} on the CPU: apt-get install {package} (Debian, Ubuntu), "
                 "or leave --deepspeed out"
             )
+
+
+def spread_weights(model: nn.Module, arguments: TrainingArguments) -> None:
+    """Under ZeRO-3 leaves each process its part of a model that every process holds whole in main memory.
+
+    Parameter by parameter: DeepSpeed itself would move all of the model to each GPU before it spreads it, and what is
+    spread because it does not fit there would not fit.
+    """
+    if not is_deepspeed_zero3_enabled():
+        return
+    import deepspeed  # takes seconds, and runs without it need none of it
+
+    if arguments.bf16:  # to which DeepSpeed casts whole models, too
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(torch.bfloat16)
+    deepspeed.zero.Init(module=model, config_dict_or_path=arguments.hf_deepspeed_config.config)
