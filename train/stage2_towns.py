@@ -25,6 +25,7 @@ import shlex
 from collections.abc import Iterable, Sequence
 from concurrent.futures import Future, as_completed
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,8 @@ def main() -> None:
         dev = measure(settings, runs, settings.names, settings.dev_towns)
         best = best_method(settings.names, dev)
         report = measure(settings, runs, dict.fromkeys([settings.names[0], best]), settings.report_towns)
-    found = {"best": best, "development": summary(dev), "report": summary(report)}
+    about = {"machine": f"{os.cpu_count()} CPU cores", "measured_on": datetime.now(UTC).date().isoformat()}
+    found = {"best": best, "development": summary(dev), "report": summary(report), **about}
     text = format_methods(settings.shown_options(), dev, report, best)
     write_text(settings.output / "methods.md", text)
     write_json(settings.output / "methods.json", found)
