@@ -188,9 +188,7 @@ def test_a_photo_is_pasted_from_the_clipboard(visit, url, photos) -> None:
     )
     from playwright.sync_api import TimeoutError as NotYet  # not installed everywhere
 
-    for _ in range(
-        3
-    ):  # the browser reads the clipboard of a page in focus alone; one under load may lack it
+    for _ in range(3):  # the browser reads the clipboard of a page in focus alone; one under load may lack it
         visit.bring_to_front()
         visit.click("#photo [aria-label*='clipboard' i]")
         with contextlib.suppress(NotYet):
