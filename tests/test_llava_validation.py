@@ -13,6 +13,7 @@ from llava_ial.errors import UserError
 from llava_ial.inference import AddressPredictor
 from llava_ial.models.llava import load_base
 from llava_ial.models.llava_folder import load_llava_ial
+from llava_ial.training.llava_trainer import LlavaTrainer
 from llava_ial.training.llava_validation import answer_scores, best_so_far, dialogue_loss
 from serve.evaluate import evaluate
 from serve.evaluate_settings import EvaluateConfig
@@ -70,6 +71,31 @@ def test_measuring_changes_no_weight_and_a_resumed_run_measures_the_same(
     resumed = train_here(tiny_folders, tmp_path / "resumed", **MEASURED)
     assert measurements(resumed) == measurements(straight)
     assert_same_weights(resumed / "checkpoints/best", straight / "checkpoints/best")
+
+
+def test_a_probe_in_the_midst_of_training_changes_nothing_of_it(
+    tiny_folders: TinyFolders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PEFT marks all of a switched module as trained when it is switched on again, the frozen tower with it."""
+    turns = [{"from": "human", "value": "What is two and two?"}, {"from": "gpt", "value": "Four."}]
+    (tmp_path / "probe.json").write_text(json.dumps([{"id": 1, "conversations": turns}]))
+    marked: list[set[str]] = []
+
+    def look(self: LlavaTrainer) -> None:
+        names = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+        measure(self)
+        marked.extend([names, {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}])
+
+    measure = LlavaTrainer._measure_forgetting
+    monkeypatch.setattr(LlavaTrainer, "_measure_forgetting", look)
+    options = {**MEASURED, "publish": "best", "max_grad_norm": 1e-3}
+    plain = train_here(tiny_folders, tmp_path / "plain", **options)
+    marked.clear()
+    probed = train_here(tiny_folders, tmp_path / "probed", **options, forgetting_probe=tmp_path / "probe.json")
+    assert marked
+    assert all(names == marked[0] for names in marked)
+    last = "checkpoints/step-000004"
+    assert_same_weights(plain / last, probed / last)
 
 
 def test_the_best_state_is_kept_published_and_opens_in_every_way(tiny_folders: TinyFolders, tmp_path: Path) -> None:

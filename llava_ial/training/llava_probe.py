@@ -82,12 +82,16 @@ def measure_probe(
     """
     llava, collator = model.get_base_model(), LlavaCollator(pad_token_id)
     own = Features(llava.config.vision_feature_layer, llava.config.vision_feature_select_strategy)
+    # PEFT marks all of a module as trained when it switches it on again: a frozen tower, too.
+    is_trained = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     try:
         set_features(llava, probe.base_features.layer, probe.base_features.strategy)
         with model.disable_adapter():  # the base's own projector and tower, too
             loss, share = dialogue_loss(model, probe.before, collator, batch_size, everyone=everyone)
     finally:
         set_features(llava, own.layer, own.strategy)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(is_trained[name])
     loss_after, share_after = dialogue_loss(model, probe.after, collator, batch_size, everyone=everyone)
     return {
         "num_dialogues": len(probe.after),
