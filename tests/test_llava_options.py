@@ -157,7 +157,7 @@ def test_one_process_with_several_gpus_is_told_to_start_one_for_each(
 def test_processes_wait_for_a_main_one_that_works_for_long(tiny_folders: TinyFolders, tmp_path: Path) -> None:
     argv = arguments_of(tiny_folders, tmp_path / "out")
     _, arguments = parse_config(LlavaSettings, LlavaArguments, description="", argv=argv)
-    assert arguments.ddp_timeout_delta >= timedelta(hours=12)
+    assert arguments.ddp_timeout_delta == timedelta(hours=2)
 
 
 def test_a_process_that_does_not_see_the_output_is_named(tmp_path: Path) -> None:

@@ -226,8 +226,9 @@ class LlavaArguments(TrainingArguments):
     warmup_steps: float = field(default=0.03, metadata={"help": "steps of warm-up, or their share if below 1"})
     num_train_epochs: float = field(default=1.0, metadata={"help": "times that every dialogue is seen"})
     per_device_train_batch_size: int = field(default=16, metadata={"help": "dialogues of a process and micro-batch"})
-    # The others wait while the main process downloads, hashes and saves; half an hour is too little for a large base.
-    ddp_timeout: int = field(default=86400, metadata={"help": "seconds that processes wait for each other"})
+    # The others wait while the main process downloads, hashes and saves: half an hour is too little for a large base,
+    # and a day is too long for processes that hang.
+    ddp_timeout: int = field(default=7200, metadata={"help": "seconds that processes wait for each other"})
     # A wrong loss must be seen, and the columns of this data set are not those of the model's signature.
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "must stay false: a broken loss is shown"})
     remove_unused_columns: bool = field(default=False, metadata={"help": "must stay false: the collator needs all"})
