@@ -10,13 +10,12 @@ from llava_ial.conversation import IMAGE_TOKEN, Message, user_question
 from llava_ial.data.dataset import IALDataset
 from llava_ial.data.llava import (
     IGNORE_INDEX,
-    LlavaCollator,
-    LlavaDataset,
     disarm,
     encode_dialogue,
     encode_prompt,
     pad_batch,
 )
+from llava_ial.data.llava_dataset import LlavaCollator, LlavaDataset
 from llava_ial.errors import UserError
 from tests.tiny_world import build_tiny_dataset
 from train.toy_base.llava import load_or_train_tokenizer

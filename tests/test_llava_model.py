@@ -12,7 +12,8 @@ from transformers import AutoProcessor, CLIPConfig, CLIPModel, LlavaForCondition
 
 from llava_ial.conversation import user_question
 from llava_ial.data.dataset import IALDataset
-from llava_ial.data.llava import LlavaCollator, LlavaDataset, encode_prompt
+from llava_ial.data.llava import encode_prompt
+from llava_ial.data.llava_dataset import LlavaCollator, LlavaDataset
 from llava_ial.errors import UserError
 from llava_ial.inference import AddressPredictor
 from llava_ial.manifest import claim_folder, file_hash

@@ -15,7 +15,8 @@ import torch
 
 from llava_ial.config import load_yaml
 from llava_ial.data.dataset import IALDataset
-from llava_ial.data.llava import IGNORE_INDEX, LlavaCollator, LlavaDataset
+from llava_ial.data.llava import IGNORE_INDEX
+from llava_ial.data.llava_dataset import LlavaCollator, LlavaDataset
 from llava_ial.errors import UserError
 from llava_ial.models.llava import PROJECTOR, LoraSettings, add_adapter, load_base
 from llava_ial.models.llava_folder import load_llava_ial

@@ -8,7 +8,7 @@ import pytest
 import torch
 from peft import PeftModel
 
-from llava_ial.data.llava import LlavaCollator
+from llava_ial.data.llava_dataset import LlavaCollator
 from llava_ial.errors import UserError
 from llava_ial.inference import AddressPredictor
 from llava_ial.models.llava import load_base

@@ -8,7 +8,7 @@ import torch
 from transformers import AutoImageProcessor, AutoTokenizer, LlavaForConditionalGeneration
 
 from llava_ial.data.dataset import IALDataset
-from llava_ial.data.llava import LlavaCollator, LlavaDataset
+from llava_ial.data.llava_dataset import LlavaCollator, LlavaDataset
 from llava_ial.manifest import claim_folder
 from llava_ial.models.address_clip import AddressCLIP, load_clip
 from llava_ial.models.feature_layers import set_features

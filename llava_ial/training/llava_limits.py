@@ -28,6 +28,7 @@ def refuse_beside_other_bases(settings: LlavaSettings, arguments: LlavaArguments
         "join_last_layer": settings.join_last_layer,
         "hints": settings.hints,
         "mix": settings.mix,
+        "questions_apart": settings.questions_apart,
         "forgetting_probe": settings.forgetting_probe,
     }
     for name, value in ours.items():

@@ -18,6 +18,7 @@ from llava_ial.training.llava_run import LlavaRun, describe
 from llava_ial.training.llava_settings import LlavaArguments
 
 _GREEN, _PLAIN = "\033[32m", "\033[0m"
+_BRANCH = "  | "  # before each of the questions that do not see each other
 _SUPERVISED_MARKS = ("⟦", "⟧")  # for output without colours
 # Bytes of a weight, by Korthikanti et al. (arXiv 2205.05198): a layer of width h keeps about 34 h bytes of a token for
 # the backward pass at 16 bits, and with checkpointing its input alone, 2 h.
@@ -66,15 +67,19 @@ def preview(run: LlavaRun, *, has_colours: bool = True) -> str:
 def rendered(tokenizer: PreTrainedTokenizerBase, dialogue: EncodedDialogue, *, has_colours: bool = True) -> str:
     """A dialogue as the model reads it, decoded from its ids, the supervised part marked.
 
-    The photo's tokens are shown once with their number.
+    The photo's tokens are shown once with their number; questions that do not see each other have a line each.
     """
     image = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
-    text = ""
-    for is_learned, pairs in groupby(
-        zip(dialogue.input_ids, dialogue.labels, strict=True), key=lambda pair: pair[1] != IGNORE_INDEX
+    branches = dialogue.branches or [0] * len(dialogue.input_ids)
+    text, last = "", 0
+    for (branch, is_learned), tokens in groupby(
+        zip(dialogue.input_ids, dialogue.labels, branches, strict=True),
+        key=lambda token: (token[2], token[1] != IGNORE_INDEX),
     ):
-        piece = _decode(tokenizer, [token for token, _ in pairs], image)
+        piece = _decode(tokenizer, [token for token, _, _ in tokens], image)
+        text += f"\n{_BRANCH}" if branch != last else ""
         text += marked(piece, has_colours=has_colours) if is_learned else piece
+        last = branch
     return text
 
 

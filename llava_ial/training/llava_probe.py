@@ -8,7 +8,7 @@ from peft import PeftModel
 from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 
 from llava_ial.data.dataset import IALDataset
-from llava_ial.data.llava import LlavaCollator, LlavaDataset
+from llava_ial.data.llava_dataset import LlavaCollator, LlavaDataset
 from llava_ial.data.llava_json import read_llava_json
 from llava_ial.models.feature_layers import Layers, set_features
 from llava_ial.training.llava_validation import dialogue_loss

@@ -1,6 +1,7 @@
 """Stage 2 before the first step: everything loaded, checked and claimed."""
 
 import copy
+import random
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_h
 from llava_ial import distributed
 from llava_ial.conversation import IMAGE_TOKEN, chat_template_hash
 from llava_ial.data.dataset import IALDataset
-from llava_ial.data.llava import LlavaDataset
+from llava_ial.data.llava_dataset import LlavaDataset
 from llava_ial.data.llava_json import draw_mixed, hash_of_json, parse_mixture
 from llava_ial.data.training_dialogues import CAPTIONS, OWN, training_dialogues
 from llava_ial.errors import UserError
@@ -36,6 +37,7 @@ from llava_ial.models.llava_folder import KIND, base_hash
 from llava_ial.models.quantized import quantization_config, refuse_quantized_elsewhere
 from llava_ial.models.tower_positions import processor_for_size
 from llava_ial.models.tuned_tower import add_tower_lora, set_tower_training
+from llava_ial.records import ConversationRecord
 from llava_ial.training.checkpoints import CHECKPOINTS, refuse_full_disk
 from llava_ial.training.llava_hints import HintPlan, TrainingHints, build_hints
 from llava_ial.training.llava_identity import identity
@@ -159,6 +161,7 @@ def build_run(settings: LlavaSettings, arguments: LlavaArguments, inputs: Inputs
         image_processor,
         photos_in_memory=settings.photos_in_memory,
         hints=hints.train if hints else (),
+        apart=_drawn_apart(conversations, settings.questions_apart, arguments.seed),
         **encoding,
     )
     validation = None
@@ -231,6 +234,11 @@ def _hints(settings: LlavaSettings, arguments: LlavaArguments, dataset: IALDatas
     return build_hints(locator, dataset, plan, settings.eval_split if is_measured(arguments) else None)
 
 
+def _drawn_apart(records: Sequence[ConversationRecord], share: float, seed: int) -> list[bool]:
+    """Whose questions do not see each other; a dialogue is drawn by its own name, whatever stands beside it."""
+    return [random.Random(f"{seed} apart {record.conversation_id}").random() < share for record in records]  # noqa: S311
+
+
 def refuse_unshared(output: Path) -> None:
     """Each process looks for the folder that the main one has claimed.
 
@@ -263,9 +271,11 @@ def describe(run: LlavaRun) -> str:
     encoded = run.train_set.encoded
     dropped = sum(dialogue.num_dropped_turns for dialogue in encoded)
     cut = sum(dialogue.is_cut for dialogue in encoded)
+    num_apart = sum(bool(dialogue.branches) for dialogue in encoded)
     lengths = [len(dialogue.input_ids) for dialogue in encoded]
+    apart = f", the questions of {num_apart} of them apart" if num_apart else ""
     return (
-        f"{len(lengths)} dialogues of {min(lengths)} to {max(lengths)} tokens; "
+        f"{len(lengths)} dialogues of {min(lengths)} to {max(lengths)} tokens{apart}; "
         f"left out to fit max_length {run.settings.max_length}: {dropped} turns, {cut} ends of answers; "
         f"{distributed.world_size()} process(es); {describe_attention(run.model)}"
         + (f"\n{run.hints.describe()}" if run.hints else "")

@@ -11,7 +11,7 @@ from transformers import TrainingArguments
 from llava_ial.data.llava_json import parse_mixture
 from llava_ial.data.training_dialogues import OWN
 from llava_ial.errors import UserError
-from llava_ial.models.attention import ATTENTIONS, choose_attention
+from llava_ial.models.attention import ATTENTIONS, AUTO, SDPA, choose_attention
 from llava_ial.models.feature_layers import Layers, joined_with_last
 from llava_ial.models.llava import LoraSettings
 from llava_ial.models.quantized import QUANTIZATIONS
@@ -98,6 +98,11 @@ class LlavaSettings:
         default="leave_out",
         metadata={"help": "hints of training photos among which the truth is not: keep, or leave_out"},
     )
+    questions_apart: float = field(
+        default=0.0,
+        metadata={"help": "share of the data set's dialogues whose questions do not see each other, so that no answer "
+                          "can be read off an earlier one; the photo is still encoded once"},
+    )  # fmt: skip
     max_length: int = field(default=2048, metadata={"help": "most tokens of a dialogue, image tokens counted"})
     attn_implementation: str = field(
         default="auto",
@@ -179,6 +184,10 @@ class LlavaSettings:
         """
         halves = ((arguments.bf16, torch.bfloat16), (arguments.fp16, torch.float16))
         dtype = next((half for is_used, half in halves if is_used), torch.float32)
+        if self.questions_apart:  # the other kernels know no mask but "all before"
+            allowed = f"{AUTO}, {SDPA} with --questions_apart"
+            require(self.attn_implementation in (AUTO, SDPA), "attn_implementation", self.attn_implementation, allowed)
+            return SDPA
         return choose_attention(self.attn_implementation, device=arguments.device.type, dtype=dtype)
 
     def refuse_impossible(self, *, is_measured: bool) -> None:
@@ -213,6 +222,7 @@ class LlavaSettings:
         for text in self.mix:
             parse_mixture(text)
         both = self.hint_dropout + self.hint_shuffle
+        require(0 <= self.questions_apart <= 1, "questions_apart", self.questions_apart, "from 0 to 1")
         require(both <= 1, "hint_dropout", f"with --hint_shuffle {both}", "together at most 1")
         require(0 <= self.lora_dropout < 1, "lora_dropout", self.lora_dropout, "at least 0 and below 1")
 

@@ -14,7 +14,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from llava_ial import distributed
 from llava_ial.config import save_config
-from llava_ial.data.llava import LlavaCollator
+from llava_ial.data.llava_dataset import LlavaCollator
 from llava_ial.errors import UserError
 from llava_ial.manifest import write_json
 from llava_ial.models.attention import attention_kept

@@ -11,7 +11,8 @@ from transformers import BaseImageProcessor, LlavaForConditionalGeneration, PreT
 
 from llava_ial import distributed
 from llava_ial.data.dataset import IALDataset
-from llava_ial.data.llava import LlavaCollator, LlavaDataset, encode_prompt
+from llava_ial.data.llava import encode_prompt
+from llava_ial.data.llava_dataset import LlavaCollator, LlavaDataset
 from llava_ial.evaluation.metrics import Truth, score_answers
 from llava_ial.evaluation.questions import Question, load_questions
 from llava_ial.gazetteer import Gazetteer

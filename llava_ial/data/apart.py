@@ -1,0 +1,103 @@
+"""Several questions about one photo in one sequence, none of which sees another: a trunk and its branches.
+
+In a dialogue an answer behind the first one may be read off those before it; it then teaches the language model to copy
+rather than to look. Here each question has the prompt, the photo and the hint before it and nothing else, as when it is
+asked alone, and the photo is still encoded once (message trees: Deitke et al., "Molmo and PixMo", arXiv 2409.17146).
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import takewhile
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from llava_ial.conversation import IMAGE_TOKEN, Message, validate_messages
+from llava_ial.data.llava import IGNORE_INDEX, EncodedDialogue, encode_dialogue, pad_batch
+
+_TRUNK = 0
+
+
+def encode_apart(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message],
+    num_image_tokens: int,
+    *,
+    name: str = "",
+    max_length: int | None = None,
+    hint: str = "",
+) -> EncodedDialogue:
+    """Encodes the questions of a dialogue as if each were asked alone, with what they begin with in common.
+
+    Arguments and errors are those of ``encode_dialogue``; the hint stands before each question. The earliest questions
+    are left out where all together are too long. A dialogue of one question has no branches.
+    """
+    has_image = any(IMAGE_TOKEN in message.content for message in messages)
+    validate_messages(messages, name, num_images=int(has_image))
+    mark = f"{IMAGE_TOKEN}\n" if has_image else ""
+    pairs = [
+        [Message("user", mark + question.content.replace(IMAGE_TOKEN, "").strip()), answer]
+        for question, answer in zip(messages[::2], messages[1::2], strict=False)
+    ] or [list(messages)]
+    alone = [
+        encode_dialogue(tokenizer, pair, num_image_tokens, name=name, max_length=max_length, hint=hint)
+        for pair in pairs
+    ]
+    joined = _joined(alone)
+    while max_length is not None and len(joined.input_ids) > max_length and len(alone) > 1:
+        alone = alone[1:]
+        joined = _joined(alone)
+    return replace(joined, num_dropped_turns=len(pairs) - len(alone))
+
+
+def branch_positions(branches: Sequence[int]) -> list[int]:
+    """Each token's place in what it sees: branches go on where the trunk ends.
+
+    Example:
+        >>> branch_positions([0, 0, 1, 1, 2])
+        [0, 1, 2, 3, 2]
+    """
+    lengths: dict[int, int] = {}
+    positions = []
+    for branch in branches:
+        start = lengths.get(_TRUNK, 0) if branch != _TRUNK else 0
+        positions.append(start + lengths.get(branch, 0))
+        lengths[branch] = lengths.get(branch, 0) + 1
+    return positions
+
+
+def tree_attention(branches: Sequence[Sequence[int]]) -> torch.Tensor:
+    """Which token sees which, ``(B, 1, T, T)``, true where the row's sees the column's; padded on the right.
+
+    A token sees itself and, of those before it, the trunk and its own branch. A padded one sees itself alone, so that
+    its row of attention is a number.
+    """
+    padded = pad_batch(branches, -1, side="right")
+    width = padded.shape[1]
+    is_before = torch.ones(width, width, dtype=torch.bool).tril()
+    is_same = padded[:, :, None] == padded[:, None, :]
+    is_seen = is_before & (is_same | (padded == _TRUNK)[:, None, :]) & (padded >= 0)[:, :, None]
+    return (is_seen | torch.eye(width, dtype=torch.bool))[:, None]
+
+
+def _joined(alone: Sequence[EncodedDialogue]) -> EncodedDialogue:
+    if len(alone) == 1:
+        return alone[0]
+    trunk = min(_num_common([dialogue.input_ids for dialogue in alone]), *map(_latest_fork, alone))
+    ids, labels = alone[0].input_ids[:trunk], alone[0].labels[:trunk]
+    branches = [_TRUNK] * trunk
+    for number, dialogue in enumerate(alone, start=1):
+        ids = ids + dialogue.input_ids[trunk:]
+        labels = labels + dialogue.labels[trunk:]
+        branches += [number] * (len(dialogue.input_ids) - trunk)
+    return EncodedDialogue(ids, labels, is_cut=any(dialogue.is_cut for dialogue in alone), branches=branches)
+
+
+def _num_common(sequences: Sequence[Sequence[int]]) -> int:
+    """Tokens that all begin with."""
+    return sum(1 for _ in takewhile(lambda tokens: len(set(tokens)) == 1, zip(*sequences, strict=False)))
+
+
+def _latest_fork(dialogue: EncodedDialogue) -> int:
+    """Where a branch must have begun: the token that foretells the first learned one belongs to it."""
+    return next(place for place, label in enumerate(dialogue.labels) if label != IGNORE_INDEX) - 1

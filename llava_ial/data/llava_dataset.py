@@ -1,0 +1,148 @@
+"""Dialogues of one split as batches of ``LlavaForConditionalGeneration``."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain, repeat
+from typing import Any
+
+import torch
+from PIL import Image
+from torch.utils.data import Dataset
+from transformers import BaseImageProcessor, PreTrainedTokenizerBase
+
+from llava_ial.conversation import IMAGE_TOKEN
+from llava_ial.data.apart import branch_positions, encode_apart, tree_attention
+from llava_ial.data.dataset import IALDataset
+from llava_ial.data.images import load_photo
+from llava_ial.data.llava import IGNORE_INDEX, encode_dialogue, pad_batch
+from llava_ial.errors import UserError
+from llava_ial.records import ConversationRecord
+
+
+class LlavaDataset(Dataset[dict[str, Any]]):
+    """Dialogues of one split, encoded; photos are decoded and resized in the loader's workers."""
+
+    def __init__(
+        self,
+        dataset: IALDataset,
+        conversations: Sequence[ConversationRecord],
+        tokenizer: PreTrainedTokenizerBase,
+        image_processor: BaseImageProcessor,
+        *,
+        num_image_tokens: int,
+        max_length: int,
+        photos_in_memory: int = 0,
+        hints: Sequence[str] = (),
+        apart: Sequence[bool] = (),
+    ) -> None:
+        """Encodes every dialogue at once, so that a bad one stops the run before it starts.
+
+        ``photos_in_memory`` decoded photos are kept, which pays where a few are seen again and again. ``hints`` belong
+        to the first conversations, in order; those after them have none. So does ``apart``, which says whose questions
+        do not see each other.
+        """
+        self._dataset = dataset
+        self._image_processor = image_processor
+        self._photos_in_memory = photos_in_memory
+        self._kept_pixels: dict[str, torch.Tensor] = {}
+        image_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
+        self._filler_ids = [tokenizer.bos_token_id, *[image_id] * num_image_tokens]
+        self.conversations = list(conversations)
+        self.encoded = [
+            (encode_apart if is_apart else encode_dialogue)(
+                tokenizer,
+                record.messages,
+                num_image_tokens,
+                name=record.conversation_id,
+                max_length=max_length,
+                hint=hint,
+            )
+            for record, hint, is_apart in zip(
+                self.conversations, chain(hints, repeat("")), chain(apart, repeat(False)), strict=False
+            )
+        ]
+        for record in self.conversations:
+            self._refuse_missing_photo(record)
+
+    def _refuse_missing_photo(self, record: ConversationRecord) -> None:
+        has_mark = any(IMAGE_TOKEN in message.content for message in record.messages)
+        if has_mark != bool(record.image_path):
+            found, lacks = ("a photo", f"{IMAGE_TOKEN} in no turn") if record.image_path else (IMAGE_TOKEN, "no photo")
+            raise UserError(f"conversation {record.conversation_id}: {found} but {lacks}")
+        if has_mark and not self._dataset.image_file(record.image_path).is_file():
+            file = self._dataset.image_file(record.image_path)
+            raise UserError(f"photo {file} of {record.conversation_id} is missing")
+
+    def __len__(self) -> int:
+        return len(self.encoded)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        encoded, record = self.encoded[index], self.conversations[index]
+        has_image = any(IMAGE_TOKEN in message.content for message in record.messages)
+        pixels = self._photo_pixels(record.image_path) if has_image else None
+        return {
+            "input_ids": encoded.input_ids,
+            "labels": encoded.labels,
+            "branches": encoded.branches,
+            "pixel_values": pixels,
+        }
+
+    @property
+    def filler(self) -> dict[str, Any]:
+        """A sample of a black photo with nothing to learn, see ``LlavaCollator``; the dialogues may have no photo."""
+        pixels = self._prepared(Image.new("RGB", (64, 64)))
+        labels = [IGNORE_INDEX] * len(self._filler_ids)
+        return {
+            "input_ids": self._filler_ids,
+            "labels": labels,
+            "pixel_values": torch.zeros_like(pixels),
+        }
+
+    def _photo_pixels(self, image_path: str) -> torch.Tensor:
+        """``(3, S, S)``."""
+        if image_path in self._kept_pixels:
+            return self._kept_pixels[image_path]
+        pixels = self._prepared(load_photo(self._dataset.image_file(image_path)))
+        if len(self._kept_pixels) < self._photos_in_memory:
+            self._kept_pixels[image_path] = pixels
+        return pixels
+
+    def _prepared(self, photo: Image.Image) -> torch.Tensor:
+        pixels: torch.Tensor = self._image_processor(photo, return_tensors="pt")["pixel_values"][0]
+        return pixels
+
+
+@dataclass(frozen=True)
+class LlavaCollator:
+    """Samples to a batch with the names of ``LlavaForConditionalGeneration.forward``.
+
+    Attributes:
+        pad_token_id: Fills shorter rows.
+        filler: Put into a batch without photos. Processes that run different modules wait for each other for ever, and
+            with it every batch runs tower and projector; its labels are all ignored, so it changes no gradient.
+    """
+
+    pad_token_id: int
+    filler: dict[str, Any] | None = None
+
+    def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        """``input_ids``, ``attention_mask``, ``labels`` ``(B, T)`` and ``pixel_values (photos, 3, S, S)`` if any.
+
+        With questions that do not see each other the mask is ``(B, 1, T, T)`` and there are ``position_ids (B, T)``.
+        """
+        if self.filler is not None and all(sample["pixel_values"] is None for sample in samples):
+            samples = [*samples, self.filler]
+        ids = [sample["input_ids"] for sample in samples]
+        batch = {
+            "input_ids": pad_batch(ids, self.pad_token_id, side="right"),
+            "attention_mask": pad_batch([[1] * len(sequence) for sequence in ids], 0, side="right"),
+            "labels": pad_batch([sample["labels"] for sample in samples], IGNORE_INDEX, side="right"),
+        }
+        if any(sample.get("branches") for sample in samples):
+            branches = [sample.get("branches") or [0] * len(sample["input_ids"]) for sample in samples]
+            batch["attention_mask"] = tree_attention(branches)
+            batch["position_ids"] = pad_batch([branch_positions(row) for row in branches], 0, side="right")
+        photos = [sample["pixel_values"] for sample in samples if sample["pixel_values"] is not None]
+        if photos:
+            batch["pixel_values"] = torch.stack(photos)
+        return batch
