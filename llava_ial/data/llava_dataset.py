@@ -12,9 +12,11 @@ from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 
 from llava_ial.conversation import IMAGE_TOKEN
 from llava_ial.data.apart import branch_positions, encode_apart, tree_attention
+from llava_ial.data.augmentation import Augmentation
 from llava_ial.data.dataset import IALDataset
 from llava_ial.data.images import load_photo
 from llava_ial.data.llava import IGNORE_INDEX, encode_dialogue, pad_batch
+from llava_ial.data.pixels import PhotoPixels
 from llava_ial.errors import UserError
 from llava_ial.records import ConversationRecord
 
@@ -34,15 +36,22 @@ class LlavaDataset(Dataset[dict[str, Any]]):
         photos_in_memory: int = 0,
         hints: Sequence[str] = (),
         apart: Sequence[bool] = (),
+        augmentation: Augmentation | None = None,
+        seed: int = 0,
     ) -> None:
         """Encodes every dialogue at once, so that a bad one stops the run before it starts.
 
         ``photos_in_memory`` decoded photos are kept, which pays where a few are seen again and again. ``hints`` belong
         to the first conversations, in order; those after them have none. So does ``apart``, which says whose questions
         do not see each other.
+
+        Each epoch changes each photo in another way with an ``augmentation``: a function of ``seed``, epoch and row, so
+        that a run draws the same however many processes, workers and interruptions it has.
         """
         self._dataset = dataset
-        self._image_processor = image_processor
+        self._pixels_of = PhotoPixels(image_processor)
+        self._augmentation, self._seed, self._epoch = augmentation, seed, 0
+        self._kept_photos: dict[str, Image.Image] = {}
         self._photos_in_memory = photos_in_memory
         self._kept_pixels: dict[str, torch.Tensor] = {}
         image_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
@@ -79,7 +88,7 @@ class LlavaDataset(Dataset[dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         encoded, record = self.encoded[index], self.conversations[index]
         has_image = any(IMAGE_TOKEN in message.content for message in record.messages)
-        pixels = self._photo_pixels(record.image_path) if has_image else None
+        pixels = self._photo_pixels(record.image_path, index) if has_image else None
         return {
             "input_ids": encoded.input_ids,
             "labels": encoded.labels,
@@ -90,7 +99,7 @@ class LlavaDataset(Dataset[dict[str, Any]]):
     @property
     def filler(self) -> dict[str, Any]:
         """A sample of a black photo with nothing to learn, see ``LlavaCollator``; the dialogues may have no photo."""
-        pixels = self._prepared(Image.new("RGB", (64, 64)))
+        pixels = self._pixels_of(Image.new("RGB", (64, 64)))
         labels = [IGNORE_INDEX] * len(self._filler_ids)
         return {
             "input_ids": self._filler_ids,
@@ -98,18 +107,29 @@ class LlavaDataset(Dataset[dict[str, Any]]):
             "pixel_values": torch.zeros_like(pixels),
         }
 
-    def _photo_pixels(self, image_path: str) -> torch.Tensor:
+    def set_epoch(self, epoch: int) -> None:
+        """Says which epoch begins."""
+        self._epoch = epoch
+
+    def _photo_pixels(self, image_path: str, row: int) -> torch.Tensor:
         """``(3, S, S)``."""
+        if self._augmentation is not None:
+            draw = torch.Generator().manual_seed(self._seed * 1_000_003 + self._epoch * len(self) + row)
+            return self._pixels_of(self._augmentation(self._photo(image_path), draw))
         if image_path in self._kept_pixels:
             return self._kept_pixels[image_path]
-        pixels = self._prepared(load_photo(self._dataset.image_file(image_path)))
+        pixels = self._pixels_of(load_photo(self._dataset.image_file(image_path)))
         if len(self._kept_pixels) < self._photos_in_memory:
             self._kept_pixels[image_path] = pixels
         return pixels
 
-    def _prepared(self, photo: Image.Image) -> torch.Tensor:
-        pixels: torch.Tensor = self._image_processor(photo, return_tensors="pt")["pixel_values"][0]
-        return pixels
+    def _photo(self, image_path: str) -> Image.Image:
+        if image_path in self._kept_photos:
+            return self._kept_photos[image_path]
+        photo = load_photo(self._dataset.image_file(image_path))
+        if len(self._kept_photos) < self._photos_in_memory:
+            self._kept_photos[image_path] = photo
+        return photo
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,10 @@ _NOT_IDENTITY = {
     "forgetting_probe", "dialogues", "attn_implementation",
 }  # fmt: skip
 # Options that came later: at these values a run is the one that was begun without them.
-_AS_BEFORE = {"interpolate_positions": False, "join_last_layer": False, "questions_apart": 0.0}
+_AS_BEFORE = {
+    "interpolate_positions": False, "join_last_layer": False, "questions_apart": 0.0, "min_crop_area": 1.0,
+    "colour_jitter": 0.0, "white_balance_jitter": 0.0,
+}  # fmt: skip
 _NOT_IDENTITY_PREFIXES = ("log", "dataloader_", "hub_", "push_to_hub", "ddp_timeout")
 # By transformers, by the launcher, and what nobody should find in a file.
 _FILLED = {"accelerator_config", "local_rank", "report_to", "hub_token"}

@@ -16,6 +16,17 @@ def refuse_zero3_quantized(settings: LlavaSettings, arguments: LlavaArguments) -
         require(settings.quantize == "none", "quantize", settings.quantize, "none with ZeRO-3, any with ZeRO-2")
 
 
+def refuse_stale_workers(settings: LlavaSettings, arguments: LlavaArguments) -> None:
+    """Workers that live longer than an epoch are not told of the next, and would change each photo as in the first.
+
+    Raises:
+        UserError: They were asked for.
+    """
+    keeps = bool(settings.augmentation and arguments.dataloader_num_workers and arguments.dataloader_persistent_workers)
+    allowed = "false with --min_crop_area, --colour_jitter or --white_balance_jitter"
+    require(not keeps, "dataloader_persistent_workers", True, allowed)
+
+
 def refuse_beside_other_bases(settings: LlavaSettings, arguments: LlavaArguments) -> None:
     """What only LLaVA-1.5 can have here.
 
@@ -29,11 +40,19 @@ def refuse_beside_other_bases(settings: LlavaSettings, arguments: LlavaArguments
         "hints": settings.hints,
         "mix": settings.mix,
         "questions_apart": settings.questions_apart,
+        "colour_jitter": settings.colour_jitter,
+        "white_balance_jitter": settings.white_balance_jitter,
         "forgetting_probe": settings.forgetting_probe,
     }
     for name, value in ours.items():
         require(not value, name, value, "nothing: a base that is no LLaVA-1.5 keeps its own tower and template")
-    for name in ("max_length", "vision_feature_layer", "vision_feature_select_strategy", "photos_in_memory"):
+    for name in (
+        "max_length",
+        "min_crop_area",
+        "vision_feature_layer",
+        "vision_feature_select_strategy",
+        "photos_in_memory",
+    ):
         default = next(item.default for item in fields(settings) if item.name == name)
         allowed = f"{default}, which is not looked at: the base's own processor and tower decide"
         require(getattr(settings, name) == default, name, getattr(settings, name), allowed)

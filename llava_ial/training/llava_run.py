@@ -41,7 +41,7 @@ from llava_ial.records import ConversationRecord
 from llava_ial.training.checkpoints import CHECKPOINTS, refuse_full_disk
 from llava_ial.training.llava_hints import HintPlan, TrainingHints, build_hints
 from llava_ial.training.llava_identity import identity
-from llava_ial.training.llava_limits import refuse_beside_other_bases, refuse_zero3_quantized
+from llava_ial.training.llava_limits import refuse_beside_other_bases, refuse_stale_workers, refuse_zero3_quantized
 from llava_ial.training.llava_probe import Features, Probe, build_probe
 from llava_ial.training.llava_settings import LlavaArguments, LlavaSettings, is_measured
 from llava_ial.training.llava_validation import Validation, build_validation
@@ -98,6 +98,7 @@ def read_inputs(settings: LlavaSettings, arguments: LlavaArguments) -> Inputs:
         UserError: Data set, stage 1 or base is not there or not finished, or stage 1 is of another data set.
     """
     refuse_zero3_quantized(settings, arguments)
+    refuse_stale_workers(settings, arguments)
     settings.dtype(arguments)
     settings.attention(arguments)
     dataset = IALDataset(settings.data, settings.image_root)
@@ -162,6 +163,8 @@ def build_run(settings: LlavaSettings, arguments: LlavaArguments, inputs: Inputs
         photos_in_memory=settings.photos_in_memory,
         hints=hints.train if hints else (),
         apart=_drawn_apart(conversations, settings.questions_apart, arguments.seed),
+        augmentation=settings.augmentation,
+        seed=arguments.seed,
         **encoding,
     )
     validation = None

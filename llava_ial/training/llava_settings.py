@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
+from llava_ial.data.augmentation import Augmentation
 from llava_ial.data.llava_json import parse_mixture
 from llava_ial.data.training_dialogues import OWN
 from llava_ial.errors import UserError
@@ -103,6 +104,16 @@ class LlavaSettings:
         metadata={"help": "share of the data set's dialogues whose questions do not see each other, so that no answer "
                           "can be read off an earlier one; the photo is still encoded once"},
     )  # fmt: skip
+    min_crop_area: float = field(
+        default=1.0,
+        metadata={"help": "smallest share of a training photo that a random crop keeps; 1: photos as they are"},
+    )
+    colour_jitter: float = field(
+        default=0.0, metadata={"help": "largest change of brightness, contrast and saturation of a training photo"}
+    )
+    white_balance_jitter: float = field(
+        default=0.0, metadata={"help": "largest change of its red, green and blue, each for itself: another hour"}
+    )
     max_length: int = field(default=2048, metadata={"help": "most tokens of a dialogue, image tokens counted"})
     attn_implementation: str = field(
         default="auto",
@@ -160,6 +171,12 @@ class LlavaSettings:
     def lora(self) -> LoraSettings:
         """The LoRA part."""
         return LoraSettings(self.lora_rank, self.lora_alpha, self.lora_dropout, self.use_rslora, self.use_dora)
+
+    @property
+    def augmentation(self) -> Augmentation | None:
+        """What a training photo goes through; None for nothing."""
+        augmentation = Augmentation(self.min_crop_area, self.colour_jitter, self.white_balance_jitter)
+        return None if augmentation == Augmentation() else augmentation
 
     @property
     def feature_layers(self) -> Layers:
@@ -223,6 +240,9 @@ class LlavaSettings:
             parse_mixture(text)
         both = self.hint_dropout + self.hint_shuffle
         require(0 <= self.questions_apart <= 1, "questions_apart", self.questions_apart, "from 0 to 1")
+        require(0 < self.min_crop_area <= 1, "min_crop_area", self.min_crop_area, "above 0 and at most 1")
+        for name in ("colour_jitter", "white_balance_jitter"):
+            require(0 <= getattr(self, name) < 1, name, getattr(self, name), "at least 0 and below 1")
         require(both <= 1, "hint_dropout", f"with --hint_shuffle {both}", "together at most 1")
         require(0 <= self.lora_dropout < 1, "lora_dropout", self.lora_dropout, "at least 0 and below 1")
 

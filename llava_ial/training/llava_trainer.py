@@ -113,6 +113,7 @@ class LlavaTrainer(Trainer):
         if self.state.global_step >= self.state.max_steps or self._had_converged():
             self.control.should_training_stop = True
             return
+        self._run.train_set.set_epoch(kwargs["epoch"])
         super()._run_epoch(*args, **kwargs)
 
     def _had_converged(self) -> bool:

@@ -1,0 +1,98 @@
+"""Changed photos in stage 2: another draw each epoch, the same draw however a run is cut, none where it is measured."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from llava_ial.data.dataset import IALDataset
+from llava_ial.data.images import load_photo
+from llava_ial.data.llava_dataset import LlavaDataset
+from llava_ial.data.pixels import PhotoPixels
+from llava_ial.errors import UserError
+from tests.stage2_runs import adapter, assert_same_weights, interrupt, train_here
+from tests.test_llava_preview import run_of
+from tests.tiny_models import TinyFolders
+
+CHANGED = {"min_crop_area": 0.3, "colour_jitter": 0.4, "white_balance_jitter": 0.15}
+
+
+def pixels_of(rows: LlavaDataset, epoch: int) -> list[torch.Tensor]:
+    rows.set_epoch(epoch)
+    return [rows[row]["pixel_values"] for row in range(len(rows))]
+
+
+def same(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> list[bool]:
+    return [torch.equal(a, b) for a, b in zip(ours, theirs, strict=True)]
+
+
+def test_a_draw_is_of_seed_epoch_and_row_alone(tiny_folders: TinyFolders, tmp_path: Path) -> None:
+    rows = run_of(tiny_folders, tmp_path / "out", **CHANGED).train_set
+    first, second = pixels_of(rows, 0), pixels_of(rows, 1)
+    assert not any(same(first, second))
+    again = run_of(tiny_folders, tmp_path / "out", photos_in_memory=3, **CHANGED).train_set
+    assert all(same(pixels_of(again, 1), second))
+    assert all(same(pixels_of(again, 0), first)), "a photo that is kept is kept as it was taken"
+    other = run_of(tiny_folders, tmp_path / "out", seed=1, **CHANGED).train_set
+    assert not any(same(pixels_of(other, 0), first))
+
+
+def test_without_it_photos_are_what_they_were_and_measured_ones_always(
+    tiny_folders: TinyFolders, tmp_path: Path
+) -> None:
+    measured = {"eval_strategy": "steps", "eval_split": "train", "eval_photos": 8}
+    plain = run_of(tiny_folders, tmp_path / "out", **measured)
+    changed = run_of(tiny_folders, tmp_path / "out", **measured, **CHANGED)
+    data = IALDataset(tiny_folders.data)
+    prepared = [
+        PhotoPixels(plain.image_processor)(load_photo(data.image_file(record.image_path)))
+        for record in plain.train_set.conversations
+    ]
+    assert all(same(pixels_of(plain.train_set, 3), prepared))
+    assert not any(same(pixels_of(changed.train_set, 3), prepared))
+    assert changed.validation is not None
+    by_photo = {r.image_path: p for r, p in zip(plain.train_set.conversations, prepared, strict=True)}
+    dialogues = changed.validation.dialogues
+    assert all(same(pixels_of(dialogues, 3), [by_photo[record.image_path] for record in dialogues.conversations]))
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_crash_in_the_second_epoch_is_resumed_bit_by_bit(
+    tiny_folders: TinyFolders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_workers: int
+) -> None:
+    """Eight dialogues, two a step: step 7 is the third of the second epoch."""
+    options = {"max_steps": 8, "save_steps": 2, "save_total_limit": 1, **CHANGED}
+    straight = train_here(tiny_folders, tmp_path / "straight", **options)
+
+    def crash() -> None:
+        raise RuntimeError("power failure")
+
+    resumed = tmp_path / "resumed"
+    options["dataloader_num_workers"] = num_workers
+    with monkeypatch.context() as patch:
+        interrupt(patch, 7, crash)
+        with pytest.raises(RuntimeError, match="power failure"):
+            train_here(tiny_folders, resumed, **options)
+    assert_same_weights(train_here(tiny_folders, resumed, **options), straight)
+    plain = adapter(train_here(tiny_folders, tmp_path / "plain", max_steps=8))
+    assert any(not torch.equal(plain[name], weights) for name, weights in adapter(straight).items())
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"min_crop_area": 0}, "--min_crop_area 0.0: allowed: above 0 and at most 1"),
+        ({"colour_jitter": 1}, "--colour_jitter 1.0: allowed: at least 0 and below 1"),
+        ({"white_balance_jitter": -0.1}, "--white_balance_jitter -0.1: allowed"),
+        (
+            {"colour_jitter": 0.1, "dataloader_num_workers": 1, "dataloader_persistent_workers": True},
+            "--dataloader_persistent_workers True: allowed: false with --min_crop_area",
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused(
+    tiny_folders: TinyFolders, tmp_path: Path, options: dict[str, object], complaint: str
+) -> None:
+    with pytest.raises(UserError, match=complaint):
+        train_here(tiny_folders, tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()
