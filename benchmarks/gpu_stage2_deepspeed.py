@@ -45,7 +45,7 @@ from llava_ial.config import parse_config
 from llava_ial.errors import UserError, run_command
 from llava_ial.manifest import MANIFEST, library_versions, write_json
 from llava_ial.training.checkpoints import CHECKPOINTS, checkpoint_step, complete_checkpoints
-from llava_ial.training.llava_settings import LlavaArguments
+from llava_ial.training.llava_arguments import LlavaArguments
 
 ZERO = {2: "train/configs/zero2.json", 3: "train/configs/zero3.json"}
 # What a machine with PyTorch and transformers may lack, by the names that Python and pip know.

@@ -39,8 +39,9 @@ from llava_ial.models.address_clip import load_clip
 from llava_ial.models.llava_folder import save_processor
 from llava_ial.records import ConversationRecord, write_records
 from llava_ial.training.interruption import StopRequest
+from llava_ial.training.llava_arguments import LlavaArguments
 from llava_ial.training.llava_run import build_run, read_inputs
-from llava_ial.training.llava_settings import LlavaArguments, LlavaSettings
+from llava_ial.training.llava_settings import LlavaSettings
 from llava_ial.training.llava_trainer import LlavaTrainer
 from tests.tiny_models import write_stage1
 from tests.tiny_world import TinyWorld, build_tiny_base_clip, build_tiny_dataset
@@ -53,6 +54,7 @@ OURS, ALONE, ALL_LOGITS, TRL = "ours", "one_question_a_sequence", "all_logits", 
 PARTS: dict[str, dict[str, object]] = {
     OURS: {},
     ALONE: {},
+    "questions_apart": {"questions_apart": 1},  # computes what ALONE does
     ALL_LOGITS: {},
     "by_length": {"train_sampling_strategy": "group_by_length"},
     "decoded_photos_kept": {"photos_in_memory": 10_000},

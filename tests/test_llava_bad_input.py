@@ -23,8 +23,9 @@ from llava_ial.errors import UserError
 from llava_ial.models.address_clip import load_clip
 from llava_ial.models.llava_folder import load_llava_ial
 from llava_ial.training import llava_trainer
+from llava_ial.training.llava_arguments import LlavaArguments
 from llava_ial.training.llava_run import read_inputs
-from llava_ial.training.llava_settings import LlavaArguments, LlavaSettings
+from llava_ial.training.llava_settings import LlavaSettings
 from llava_ial.training.train_log import TrainLog
 from tests.stage2_runs import arguments_of, assert_same_weights, interrupt, start, train_here
 from tests.tiny_models import TinyFolders, write_stage1

@@ -74,7 +74,7 @@ def test_offloading_starts_and_mixed_batches_never_hang(tiny_folders: TinyFolder
         tiny_folders, out, port=29750 + stage, deepspeed=f"train/configs/zero{stage}_offload.json", mix=f"{general}:1",
         per_device_train_batch_size=1, max_steps=8, save_steps=8, tune_vision_tower="lora", eval_strategy="steps",
         eval_steps=8, eval_split="train", eval_photos=3, publish="best", vision_tower_learning_rate=1e-2,
-        join_last_layer=stage == 3, vision_feature_select_strategy="full",
+        questions_apart=0.5, colour_jitter=0.1, join_last_layer=stage == 3, vision_feature_select_strategy="full",
     )  # fmt: skip
     loaded = load_llava_ial(out)
     assert loaded.manifest["vision_feature_layer"] == ([-2, -1] if stage == 3 else -2)

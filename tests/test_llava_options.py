@@ -19,9 +19,10 @@ from llava_ial.models.llava_folder import load_llava_ial
 from llava_ial.models.quantized import SKIPPED, quantization_config, refuse_quantized_elsewhere
 from llava_ial.models.trainable import trainable_table
 from llava_ial.training.by_length import ByLength
+from llava_ial.training.llava_arguments import LlavaArguments
 from llava_ial.training.llava_preview import memory_need
 from llava_ial.training.llava_run import refuse_unshared
-from llava_ial.training.llava_settings import LlavaArguments, LlavaSettings
+from llava_ial.training.llava_settings import LlavaSettings
 from tests.stage2_runs import adapter, arguments_of, assert_same_weights, interrupt, train_here
 from tests.test_llava_preview import run_of
 from tests.tiny_models import TinyFolders

@@ -6,9 +6,10 @@ import pytest
 
 from llava_ial.config import parse_config
 from llava_ial.data.llava import IGNORE_INDEX
+from llava_ial.training.llava_arguments import LlavaArguments
 from llava_ial.training.llava_preview import memory_need, num_steps, preview, rendered
 from llava_ial.training.llava_run import LlavaRun, build_run, read_inputs
-from llava_ial.training.llava_settings import LlavaArguments, LlavaSettings
+from llava_ial.training.llava_settings import LlavaSettings
 from llava_ial.training.llava_trainer import LlavaTrainer
 from tests.stage2_runs import arguments_of, train_here
 from tests.tiny_models import TinyFolders

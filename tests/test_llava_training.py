@@ -20,8 +20,9 @@ from llava_ial.data.llava_dataset import LlavaCollator, LlavaDataset
 from llava_ial.errors import UserError
 from llava_ial.models.llava import PROJECTOR, LoraSettings, add_adapter, load_base
 from llava_ial.models.llava_folder import load_llava_ial
+from llava_ial.training.llava_arguments import LlavaArguments
 from llava_ial.training.llava_groups import optimizer_groups
-from llava_ial.training.llava_settings import LlavaArguments, LlavaSettings
+from llava_ial.training.llava_settings import LlavaSettings
 from llava_ial.training.llava_trainer import LlavaTrainer
 from tests.stage2_runs import ROOT, adapter, assert_same_weights, interrupt, train_here
 from tests.test_llava_preview import run_of

@@ -38,9 +38,10 @@ from llava_ial.training.image_text_run import (
     preview_image_text,
 )
 from llava_ial.training.interruption import StopRequest
+from llava_ial.training.llava_arguments import LlavaArguments, is_measured
 from llava_ial.training.llava_preview import preview
 from llava_ial.training.llava_run import LlavaRun, claim, describe, is_taken, read_inputs, refuse_unshared
-from llava_ial.training.llava_settings import LlavaArguments, LlavaSettings, is_measured
+from llava_ial.training.llava_settings import LlavaSettings
 from llava_ial.training.llava_trainer import LlavaTrainer
 from llava_ial.training.seeds import seed_everything
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from llava_ial.config import parse_config
 from llava_ial.errors import UserError
 from llava_ial.manifest import MANIFEST
-from llava_ial.training.llava_settings import LlavaArguments, LlavaSettings
+from llava_ial.training.llava_arguments import LlavaArguments
+from llava_ial.training.llava_settings import LlavaSettings
 from train.ablation_settings import slug
 from train.training_runs import split_options
 

@@ -17,11 +17,12 @@ from llava_ial.models.attention import AUTO, describe_attention
 from llava_ial.models.image_text import adapt, load_image_text, model_type, save_image_text
 from llava_ial.models.trainable import trainable_table
 from llava_ial.training.checkpoints import refuse_full_disk
+from llava_ial.training.llava_arguments import LlavaArguments
 from llava_ial.training.llava_card import format_image_text_card
 from llava_ial.training.llava_identity import resolved
 from llava_ial.training.llava_preview import marked, memory_table, step_line
 from llava_ial.training.llava_run import Inputs, LlavaRun, build_run, whole_tensors
-from llava_ial.training.llava_settings import LlavaArguments, LlavaSettings
+from llava_ial.training.llava_settings import LlavaSettings
 from llava_ial.training.llava_trainer import LlavaTrainer, gathered
 
 

@@ -4,7 +4,8 @@ from dataclasses import MISSING, Field, asdict, fields
 from enum import Enum
 from typing import Any
 
-from llava_ial.training.llava_settings import LlavaArguments, LlavaSettings
+from llava_ial.training.llava_arguments import LlavaArguments
+from llava_ial.training.llava_settings import LlavaSettings
 
 # These say where things lie, what is shown and how fast it goes, not what comes out: a run may be resumed with others.
 # The inputs stand in a run's identity by their hashes, the DeepSpeed file by its content.

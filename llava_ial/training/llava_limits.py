@@ -2,7 +2,8 @@
 
 from dataclasses import fields
 
-from llava_ial.training.llava_settings import LlavaArguments, LlavaSettings, is_measured, require
+from llava_ial.training.llava_arguments import LlavaArguments, is_measured, require
+from llava_ial.training.llava_settings import LlavaSettings
 
 
 def refuse_zero3_quantized(settings: LlavaSettings, arguments: LlavaArguments) -> None:

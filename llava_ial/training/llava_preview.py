@@ -14,8 +14,8 @@ from llava_ial.conversation import IMAGE_TOKEN
 from llava_ial.data.llava import IGNORE_INDEX, EncodedDialogue
 from llava_ial.models.quantized import num_weights
 from llava_ial.models.trainable import trainable_table
+from llava_ial.training.llava_arguments import LlavaArguments
 from llava_ial.training.llava_run import LlavaRun, describe
-from llava_ial.training.llava_settings import LlavaArguments
 
 _GREEN, _PLAIN = "\033[32m", "\033[0m"
 _BRANCH = "  | "  # before each of the questions that do not see each other

@@ -39,11 +39,12 @@ from llava_ial.models.tower_positions import processor_for_size
 from llava_ial.models.tuned_tower import add_tower_lora, set_tower_training
 from llava_ial.records import ConversationRecord
 from llava_ial.training.checkpoints import CHECKPOINTS, refuse_full_disk
+from llava_ial.training.llava_arguments import LlavaArguments, is_measured
 from llava_ial.training.llava_hints import HintPlan, TrainingHints, build_hints
 from llava_ial.training.llava_identity import identity
 from llava_ial.training.llava_limits import refuse_beside_other_bases, refuse_stale_workers, refuse_zero3_quantized
 from llava_ial.training.llava_probe import Features, Probe, build_probe
-from llava_ial.training.llava_settings import LlavaArguments, LlavaSettings, is_measured
+from llava_ial.training.llava_settings import LlavaSettings
 from llava_ial.training.llava_validation import Validation, build_validation
 
 UNFINISHED = "checkpoint-"  # Trainer's own name for a checkpoint: here it is one that is being written
