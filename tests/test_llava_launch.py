@@ -58,6 +58,18 @@ def test_two_processes_of_deepspeed_equal_one_and_resume(tiny_folders: TinyFolde
 
 
 @pytest.mark.timeout(2 * TIMEOUT_S)
+def test_four_bits_under_zero_2_are_those_of_one_process(tiny_folders: TinyFolders, tmp_path: Path) -> None:
+    plain = {"lora_dropout": 0.0, "quantize": "nf4"}
+    one = train_here(tiny_folders, tmp_path / "one", per_device_train_batch_size=4, **plain)
+    two = tmp_path / "two"
+    launch(tiny_folders, two, port=29740, deepspeed="train/configs/zero2.json", **plain)
+    for name, weights in adapter(one).items():
+        torch.testing.assert_close(adapter(two)[name], weights, rtol=1e-3, atol=1e-5)
+    whole = train_here(tiny_folders, tmp_path / "whole", per_device_train_batch_size=4, lora_dropout=0.0)
+    assert any(not torch.allclose(adapter(whole)[name], w, atol=1e-5) for name, w in adapter(one).items())
+
+
+@pytest.mark.timeout(2 * TIMEOUT_S)
 @pytest.mark.parametrize("stage", [2, 3])
 def test_offloading_starts_and_mixed_batches_never_hang(tiny_folders: TinyFolders, tmp_path: Path, stage: int) -> None:
     """Batches with photos on one process and without on the other; ZeRO-3 waits for ever where modules differ."""

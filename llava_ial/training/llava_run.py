@@ -281,6 +281,6 @@ def describe(run: LlavaRun) -> str:
     return (
         f"{len(lengths)} dialogues of {min(lengths)} to {max(lengths)} tokens{apart}; "
         f"left out to fit max_length {run.settings.max_length}: {dropped} turns, {cut} ends of answers; "
-        f"{distributed.world_size()} process(es); {describe_attention(run.model)}"
+        f"{run.settings.num_processes} process(es); {describe_attention(run.model)}"
         + (f"\n{run.hints.describe()}" if run.hints else "")
     )
