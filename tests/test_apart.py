@@ -9,15 +9,20 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llava_ial.config import parse_config
 from llava_ial.conversation import Message, user_question
-from llava_ial.data.apart import branch_positions, encode_apart, tree_attention
-from llava_ial.data.llava import IGNORE_INDEX, EncodedDialogue, encode_dialogue
+from llava_ial.data.apart import NO_TOKEN, as_seen, branch_positions, encode_apart, tree_attention
+from llava_ial.data.llava import IGNORE_INDEX, EncodedDialogue, encode_dialogue, pad_batch
 from llava_ial.data.llava_dataset import LlavaCollator
 from llava_ial.errors import UserError
+from llava_ial.models import attention
 from llava_ial.models.learned_logits import learned_alone
 from llava_ial.models.llava_folder import LoadedLlava, load_llava_ial
+from llava_ial.training.llava_arguments import LlavaArguments
+from llava_ial.training.llava_identity import identity
 from llava_ial.training.llava_preview import rendered
-from tests.stage2_runs import adapter, assert_same_weights, interrupt, train_here
+from llava_ial.training.llava_settings import LlavaSettings
+from tests.stage2_runs import adapter, arguments_of, assert_same_weights, interrupt, train_here
 from tests.test_llava_preview import run_of
 from tests.tiny_models import TinyFolders
 
@@ -58,7 +63,7 @@ def photo(llava: LoadedLlava, seed: int = 0) -> torch.Tensor:
 
 def losses(llava: LoadedLlava, samples: Sequence[dict[str, object]]) -> torch.Tensor:
     """Of each learned token, in the order of the samples."""
-    chosen = learned_alone(LlavaCollator(llava.tokenizer.pad_token_id)(samples))
+    chosen = learned_alone(as_seen(LlavaCollator(llava.tokenizer.pad_token_id)(samples)))
     labels = chosen.pop("shift_labels")
     del chosen["labels"]
     return torch.nn.functional.cross_entropy(llava.model(**chosen).logits.float(), labels, reduction="none")
@@ -140,6 +145,52 @@ def test_too_long_leaves_out_the_earliest_and_one_question_needs_no_branch(llava
     assert dangling == encode_apart(llava.tokenizer, TALK, 16), "a question without an answer teaches nothing"
 
 
+def test_an_early_question_that_is_too_long_is_left_out_and_a_late_one_is_cut(llava: LoadedLlava) -> None:
+    long = user_question("Where was this taken, " + "and when, " * 30 + "and why?")
+    last = encode_dialogue(llava.tokenizer, ALONE[2], 16)
+    limit = len(last.input_ids)
+    found = encode_apart(llava.tokenizer, [long, TALK[1], *TALK[4:]], 16, max_length=limit)
+    assert found == replace(last, num_dropped_turns=1)
+    cut = encode_apart(llava.tokenizer, TALK, 16, max_length=limit - 2)
+    assert (cut.is_cut, cut.num_dropped_turns) == (True, 2)
+    assert cut.input_ids == last.input_ids[:-2]
+
+
+def test_flash_attention_is_not_chosen_where_it_could_run(
+    tiny_folders: TinyFolders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "_obstacle_to_flash", lambda *_: "")
+    for share, kernel in ((0.0, "flash_attention_2"), (0.5, "sdpa")):
+        argv = arguments_of(tiny_folders, tmp_path / "out", questions_apart=share)
+        settings, arguments = parse_config(LlavaSettings, LlavaArguments, description="", argv=argv)
+        assert settings.attention(arguments) == kernel
+
+
+def test_a_run_begun_before_these_options_is_still_itself(tiny_folders: TinyFolders, tmp_path: Path) -> None:
+    argv = arguments_of(tiny_folders, tmp_path / "out")
+    found = identity(*parse_config(LlavaSettings, LlavaArguments, description="", argv=argv))
+    assert not {"questions_apart", "min_crop_area", "colour_jitter", "white_balance_jitter"} & found.keys()
+
+
+def test_what_is_measured_is_seen_as_in_training(tiny_folders: TinyFolders, tmp_path: Path) -> None:
+    options = {"eval_strategy": "steps", "eval_split": "train", "questions_apart": 0.5}
+    run = run_of(tiny_folders, tmp_path / "out", **options)
+    assert run.validation is not None
+    ours, theirs = (
+        {r.conversation_id: bool(d.branches) for r, d in zip(rows.conversations, rows.encoded, strict=True)}
+        for rows in (run.train_set, run.validation.dialogues)
+    )
+    assert ours == theirs
+
+
+def test_checkpointed_activations_give_the_same_weights(tiny_folders: TinyFolders, tmp_path: Path) -> None:
+    plain = {"questions_apart": 1, "max_steps": 2, "lora_dropout": 0}
+    ours = adapter(train_here(tiny_folders, tmp_path / "plain", **plain))
+    theirs = adapter(train_here(tiny_folders, tmp_path / "checked", activation_checkpointing=True, **plain))
+    for name, weights in ours.items():
+        torch.testing.assert_close(theirs[name], weights, atol=1e-6, rtol=1e-5)
+
+
 def test_bad_dialogues_are_told_as_elsewhere(llava: LoadedLlava) -> None:
     with pytest.raises(UserError, match="conversation c-1: turn 2 is empty"):
         encode_apart(llava.tokenizer, [TALK[0], Message("assistant", " ")], 16, name="c-1")
@@ -152,7 +203,7 @@ def test_bad_dialogues_are_told_as_elsewhere(llava: LoadedLlava) -> None:
 @given(st.lists(st.lists(st.integers(1, 4), max_size=5).map(lambda sizes: _tree(sizes)), min_size=1, max_size=3))
 def test_the_mask_is_that_of_the_naive_reading(rows: list[list[int]]) -> None:
     width = max(map(len, rows))
-    mask = tree_attention(rows)
+    mask = tree_attention(pad_batch(rows, NO_TOKEN, side="right"))
     assert mask.shape == (len(rows), 1, width, width)
     for row, found in zip(rows, mask[:, 0].tolist(), strict=True):
         for seeing in range(width):

@@ -1,10 +1,13 @@
 """Changed photos in stage 2: another draw each epoch, the same draw however a run is cut, none where it is measured."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
+from llava_ial.data.augmentation import Augmentation
 from llava_ial.data.dataset import IALDataset
 from llava_ial.data.images import load_photo
 from llava_ial.data.llava_dataset import LlavaDataset
@@ -35,6 +38,48 @@ def test_a_draw_is_of_seed_epoch_and_row_alone(tiny_folders: TinyFolders, tmp_pa
     assert all(same(pixels_of(again, 0), first)), "a photo that is kept is kept as it was taken"
     other = run_of(tiny_folders, tmp_path / "out", seed=1, **CHANGED).train_set
     assert not any(same(pixels_of(other, 0), first))
+
+
+def test_rows_and_epochs_draw_each_for_itself(
+    tiny_folders: TinyFolders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    draws = []
+
+    def remember(_: Augmentation, photo: Image.Image, draw: torch.Generator) -> Image.Image:
+        draws.append(float(torch.rand((), generator=draw)))
+        return photo
+
+    monkeypatch.setattr(Augmentation, "__call__", remember)
+    rows = run_of(tiny_folders, tmp_path / "out", **CHANGED).train_set
+    for epoch in range(3):
+        pixels_of(rows, epoch)
+    assert len(set(draws)) == len(draws) == 24
+
+
+def test_general_photos_and_talks_are_left_as_they_are(tiny_folders: TinyFolders, tmp_path: Path) -> None:
+    """How many there are has another answer where half of them were cut off."""
+    data = IALDataset(tiny_folders.data)
+    photo = data.image_file(data.samples("train")[0].photo.image_path).resolve()
+    turns = ["<image>\nHow many?", "Two.", "Are you sure?", "Yes."]
+    talk = [{"from": role, "value": turn} for role, turn in zip(["human", "gpt"] * 2, turns, strict=True)]
+    entries = [{"id": i, "image": str(photo), "conversations": talk} for i in range(8)]
+    (tmp_path / "general.json").write_text(json.dumps(entries), encoding="utf-8")
+    rows = run_of(
+        tiny_folders, tmp_path / "out", mix=f"{tmp_path / 'general.json'}:1", questions_apart=1, **CHANGED
+    ).train_set
+    assert len(rows) == 16
+    assert [bool(dialogue.branches) for dialogue in rows.encoded] == [True] * 8 + [False] * 8
+    assert same(pixels_of(rows, 0), pixels_of(rows, 1)) == [False] * 8 + [True] * 8
+
+
+def test_a_large_photo_is_decoded_no_larger_than_its_crops_need(tiny_folders: TinyFolders, tmp_path: Path) -> None:
+    rows = run_of(tiny_folders, tmp_path / "out", photos_in_memory=8, **CHANGED).train_set
+    file = tmp_path / "large.jpg"
+    Image.effect_noise((4000, 3000), 80).convert("RGB").save(file)
+    kept = rows._photo(str(file))
+    least = 2 * rows[0]["pixel_values"].shape[-1] / CHANGED["min_crop_area"] ** 0.5
+    assert least <= min(kept.size) < 3000
+    assert rows._photo(str(file)) is kept
 
 
 def test_without_it_photos_are_what_they_were_and_measured_ones_always(
@@ -82,6 +127,9 @@ def test_a_crash_in_the_second_epoch_is_resumed_bit_by_bit(
     ("options", "complaint"),
     [
         ({"min_crop_area": 0}, "--min_crop_area 0.0: allowed: above 0 and at most 1"),
+        ({"colour_jitter": 0.1, "dialogues": "captions"}, "--colour_jitter 0.1: allowed: nothing with --dialogues"),
+        ({"min_crop_area": 0.5, "dialogues": "captions"}, "--min_crop_area 0.5: allowed: nothing with --dialogues"),
+        ({"questions_apart": 1, "dialogues": "captions"}, "--questions_apart 1.0: allowed: 0 with --dialogues"),
         ({"colour_jitter": 1}, "--colour_jitter 1.0: allowed: at least 0 and below 1"),
         ({"white_balance_jitter": -0.1}, "--white_balance_jitter -0.1: allowed"),
         (

@@ -66,7 +66,7 @@ def test_four_bits_under_zero_2_are_those_of_one_process(tiny_folders: TinyFolde
     for name, weights in adapter(one).items():
         torch.testing.assert_close(adapter(two)[name], weights, rtol=1e-3, atol=1e-5)
     whole = train_here(tiny_folders, tmp_path / "whole", per_device_train_batch_size=4, lora_dropout=0.0)
-    assert any(not torch.allclose(adapter(whole)[name], w, atol=1e-5) for name, w in adapter(one).items())
+    assert any(not torch.allclose(adapter(whole)[name], w, rtol=1e-3, atol=1e-5) for name, w in adapter(one).items())
 
 
 @pytest.mark.timeout(2 * TIMEOUT_S)

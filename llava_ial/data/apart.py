@@ -5,7 +5,8 @@ rather than to look. Here each question has the prompt, the photo and the hint b
 asked alone, and the photo is still encoded once (message trees: Deitke et al., "Molmo and PixMo", arXiv 2409.17146).
 """
 
-from collections.abc import Sequence
+import random
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import takewhile
 
@@ -13,8 +14,11 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from llava_ial.conversation import IMAGE_TOKEN, Message, validate_messages
-from llava_ial.data.llava import IGNORE_INDEX, EncodedDialogue, encode_dialogue, pad_batch
+from llava_ial.data.llava import IGNORE_INDEX, EncodedDialogue, encode_dialogue
+from llava_ial.records import ConversationRecord
 
+BRANCHES = "branches"  # of a batch
+NO_TOKEN = -1
 _TRUNK = 0
 
 
@@ -39,15 +43,22 @@ def encode_apart(
         [Message("user", mark + question.content.replace(IMAGE_TOKEN, "").strip()), answer]
         for question, answer in zip(messages[::2], messages[1::2], strict=False)
     ] or [list(messages)]
-    alone = [
-        encode_dialogue(tokenizer, pair, num_image_tokens, name=name, max_length=max_length, hint=hint)
-        for pair in pairs
-    ]
-    joined = _joined(alone)
-    while max_length is not None and len(joined.input_ids) > max_length and len(alone) > 1:
-        alone = alone[1:]
-        joined = _joined(alone)
-    return replace(joined, num_dropped_turns=len(pairs) - len(alone))
+    last = encode_dialogue(tokenizer, pairs[-1], num_image_tokens, name=name, max_length=max_length, hint=hint)
+    alone, joined = [last], last
+    for pair in reversed(pairs[:-1]):
+        alone = [encode_dialogue(tokenizer, pair, num_image_tokens, name=name, hint=hint), *alone]
+        more = _joined(alone)
+        if max_length is not None and len(more.input_ids) > max_length:
+            break
+        joined = replace(more, num_dropped_turns=len(pairs) - len(alone))
+    else:
+        return joined
+    return replace(joined, num_dropped_turns=len(pairs) - len(alone) + 1)
+
+
+def drawn_apart(records: Sequence[ConversationRecord], share: float, seed: int) -> list[bool]:
+    """Whose questions do not see each other; a dialogue is drawn by its own name, whatever stands beside it."""
+    return [random.Random(f"{seed} apart {record.conversation_id}").random() < share for record in records]  # noqa: S311
 
 
 def branch_positions(branches: Sequence[int]) -> list[int]:
@@ -66,18 +77,26 @@ def branch_positions(branches: Sequence[int]) -> list[int]:
     return positions
 
 
-def tree_attention(branches: Sequence[Sequence[int]]) -> torch.Tensor:
-    """Which token sees which, ``(B, 1, T, T)``, true where the row's sees the column's; padded on the right.
+def tree_attention(branches: torch.Tensor) -> torch.Tensor:
+    """Which token sees which, ``(B, 1, T, T)``, true where the row's sees the column's.
 
     A token sees itself and, of those before it, the trunk and its own branch. A padded one sees itself alone, so that
     its row of attention is a number.
+
+    Args:
+        branches: ``(B, T)`` int64, ``NO_TOKEN`` where it is padded, on the right.
     """
-    padded = pad_batch(branches, -1, side="right")
-    width = padded.shape[1]
-    is_before = torch.ones(width, width, dtype=torch.bool).tril()
-    is_same = padded[:, :, None] == padded[:, None, :]
-    is_seen = is_before & (is_same | (padded == _TRUNK)[:, None, :]) & (padded >= 0)[:, :, None]
-    return (is_seen | torch.eye(width, dtype=torch.bool))[:, None]
+    own = torch.eye(branches.shape[1], dtype=torch.bool, device=branches.device)
+    is_before = torch.ones_like(own).tril()
+    is_same = branches[:, :, None] == branches[:, None, :]
+    is_seen = is_before & (is_same | (branches == _TRUNK)[:, None, :]) & (branches != NO_TOKEN)[:, :, None]
+    return (is_seen | own)[:, None]
+
+
+def as_seen(batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """A batch as the model takes it: ``branches`` become ``attention_mask``, on the device where they are."""
+    rest = {name: value for name, value in batch.items() if name != BRANCHES}
+    return {**rest, "attention_mask": tree_attention(batch[BRANCHES])} if BRANCHES in batch else rest
 
 
 def _joined(alone: Sequence[EncodedDialogue]) -> EncodedDialogue:

@@ -21,7 +21,7 @@ from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 
 from llava_ial.data.dataset import IALDataset
 from llava_ial.data.images import load_photo
-from llava_ial.data.pixels import PhotoPixels
+from llava_ial.data.pixels import PhotoPixels, input_side
 from llava_ial.data.views import ONE, views_of
 from llava_ial.errors import UserError
 from llava_ial.geo import GeoPoint, LocalFrame
@@ -260,9 +260,3 @@ class ClipCollator:
             f"{name}_attention_mask": tokens["attention_mask"],
             f"{name}_row": torch.tensor([row_of_text[text] for text in texts]),
         }
-
-
-def input_side(image_processor: BaseImageProcessor) -> int:
-    """Side of the square that a CLIP image processor makes, in pixels."""
-    size = image_processor.crop_size or image_processor.size
-    return int(size["height"])

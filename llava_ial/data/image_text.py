@@ -79,6 +79,9 @@ class ImageTextDataset(Dataset[dict[str, Any]]):
             if not file.is_file():
                 raise UserError(f"photo {file} of {record.conversation_id} is missing")
 
+    def set_epoch(self, epoch: int) -> None:
+        """Nothing depends on the epoch: photos are not changed for other bases."""
+
     def __len__(self) -> int:
         return len(self.rendered)
 

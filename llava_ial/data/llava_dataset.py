@@ -1,5 +1,6 @@
 """Dialogues of one split as batches of ``LlavaForConditionalGeneration``."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, repeat
@@ -11,14 +12,17 @@ from torch.utils.data import Dataset
 from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 
 from llava_ial.conversation import IMAGE_TOKEN
-from llava_ial.data.apart import branch_positions, encode_apart, tree_attention
+from llava_ial.data.apart import BRANCHES, NO_TOKEN, branch_positions, encode_apart
 from llava_ial.data.augmentation import Augmentation
 from llava_ial.data.dataset import IALDataset
 from llava_ial.data.images import load_photo
 from llava_ial.data.llava import IGNORE_INDEX, encode_dialogue, pad_batch
-from llava_ial.data.pixels import PhotoPixels
+from llava_ial.data.pixels import PhotoPixels, input_side
 from llava_ial.errors import UserError
 from llava_ial.records import ConversationRecord
+
+# Large photos are decoded at no less than this multiple of what a crop must fill.
+_DRAFT_MARGIN = 2
 
 
 class LlavaDataset(Dataset[dict[str, Any]]):
@@ -37,6 +41,7 @@ class LlavaDataset(Dataset[dict[str, Any]]):
         hints: Sequence[str] = (),
         apart: Sequence[bool] = (),
         augmentation: Augmentation | None = None,
+        num_changed: int = 0,
         seed: int = 0,
     ) -> None:
         """Encodes every dialogue at once, so that a bad one stops the run before it starts.
@@ -45,12 +50,17 @@ class LlavaDataset(Dataset[dict[str, Any]]):
         to the first conversations, in order; those after them have none. So does ``apart``, which says whose questions
         do not see each other.
 
-        Each epoch changes each photo in another way with an ``augmentation``: a function of ``seed``, epoch and row, so
-        that a run draws the same however many processes, workers and interruptions it has.
+        Each epoch ``augmentation`` changes the photos of the first ``num_changed`` dialogues in another way, drawn by
+        ``seed``, epoch and row: a run is the same however many processes, workers and interruptions it has.
         """
         self._dataset = dataset
         self._pixels_of = PhotoPixels(image_processor)
-        self._augmentation, self._seed, self._epoch = augmentation, seed, 0
+        self._augmentation, self._num_changed = augmentation, num_changed
+        self._seed, self._epoch = seed, 0
+        if augmentation is not None:
+            self._min_side = math.ceil(
+                _DRAFT_MARGIN * input_side(image_processor) / math.sqrt(augmentation.min_crop_area)
+            )
         self._kept_photos: dict[str, Image.Image] = {}
         self._photos_in_memory = photos_in_memory
         self._kept_pixels: dict[str, torch.Tensor] = {}
@@ -113,7 +123,7 @@ class LlavaDataset(Dataset[dict[str, Any]]):
 
     def _photo_pixels(self, image_path: str, row: int) -> torch.Tensor:
         """``(3, S, S)``."""
-        if self._augmentation is not None:
+        if self._augmentation is not None and row < self._num_changed:
             draw = torch.Generator().manual_seed(self._seed * 1_000_003 + self._epoch * len(self) + row)
             return self._pixels_of(self._augmentation(self._photo(image_path), draw))
         if image_path in self._kept_pixels:
@@ -126,7 +136,7 @@ class LlavaDataset(Dataset[dict[str, Any]]):
     def _photo(self, image_path: str) -> Image.Image:
         if image_path in self._kept_photos:
             return self._kept_photos[image_path]
-        photo = load_photo(self._dataset.image_file(image_path))
+        photo = load_photo(self._dataset.image_file(image_path), min_side=self._min_side)
         if len(self._kept_photos) < self._photos_in_memory:
             self._kept_photos[image_path] = photo
         return photo
@@ -148,7 +158,8 @@ class LlavaCollator:
     def __call__(self, samples: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         """``input_ids``, ``attention_mask``, ``labels`` ``(B, T)`` and ``pixel_values (photos, 3, S, S)`` if any.
 
-        With questions that do not see each other the mask is ``(B, 1, T, T)`` and there are ``position_ids (B, T)``.
+        Where questions do not see each other there are ``branches`` and ``position_ids`` ``(B, T)``: the mask that
+        follows from them is T times as large, and ``as_seen`` makes it where it is needed.
         """
         if self.filler is not None and all(sample["pixel_values"] is None for sample in samples):
             samples = [*samples, self.filler]
@@ -160,7 +171,7 @@ class LlavaCollator:
         }
         if any(sample.get("branches") for sample in samples):
             branches = [sample.get("branches") or [0] * len(sample["input_ids"]) for sample in samples]
-            batch["attention_mask"] = tree_attention(branches)
+            batch[BRANCHES] = pad_batch(branches, NO_TOKEN, side="right")
             batch["position_ids"] = pad_batch([branch_positions(row) for row in branches], 0, side="right")
         photos = [sample["pixel_values"] for sample in samples if sample["pixel_values"] is not None]
         if photos:

@@ -55,6 +55,12 @@ class PhotoPixels:
         ).view(channels.shape)
 
 
+def input_side(image_processor: Any) -> int:
+    """Side of the square that a CLIP image processor makes, in pixels."""
+    size = image_processor.crop_size or image_processor.size
+    return int(size["height"])
+
+
 def _is_plain(processor: Any) -> bool:
     """True if the processor resizes, crops within the photo, rescales and normalises, and nothing else."""
     steps = [getattr(processor, name, None) for name in ("do_resize", "do_rescale", "do_normalize")]

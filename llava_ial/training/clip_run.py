@@ -17,8 +17,9 @@ from transformers import AutoImageProcessor
 
 from llava_ial import distributed
 from llava_ial.data.batches import GlobalBatches
-from llava_ial.data.clip import ClipCollator, ClipExample, ClipPhotos, clip_examples, input_side
+from llava_ial.data.clip import ClipCollator, ClipExample, ClipPhotos, clip_examples
 from llava_ial.data.dataset import IALDataset
+from llava_ial.data.pixels import input_side
 from llava_ial.errors import UserError
 from llava_ial.models.address_clip import AddressCLIP, DualEncoder, load_dual_encoder, load_tokenizer
 from llava_ial.models.clip_parts import LOCKED, tune_tower

@@ -1,7 +1,6 @@
 """Stage 2 before the first step: everything loaded, checked and claimed."""
 
 import copy
-import random
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_h
 
 from llava_ial import distributed
 from llava_ial.conversation import IMAGE_TOKEN, chat_template_hash
+from llava_ial.data.apart import drawn_apart
 from llava_ial.data.dataset import IALDataset
 from llava_ial.data.llava_dataset import LlavaDataset
 from llava_ial.data.llava_json import draw_mixed, hash_of_json, parse_mixture
@@ -37,7 +37,6 @@ from llava_ial.models.llava_folder import KIND, base_hash
 from llava_ial.models.quantized import quantization_config, refuse_quantized_elsewhere
 from llava_ial.models.tower_positions import processor_for_size
 from llava_ial.models.tuned_tower import add_tower_lora, set_tower_training
-from llava_ial.records import ConversationRecord
 from llava_ial.training.checkpoints import CHECKPOINTS, refuse_full_disk
 from llava_ial.training.llava_arguments import LlavaArguments, is_measured
 from llava_ial.training.llava_hints import HintPlan, TrainingHints, build_hints
@@ -163,8 +162,9 @@ def build_run(settings: LlavaSettings, arguments: LlavaArguments, inputs: Inputs
         image_processor,
         photos_in_memory=settings.photos_in_memory,
         hints=hints.train if hints else (),
-        apart=_drawn_apart(conversations, settings.questions_apart, arguments.seed),
+        apart=drawn_apart(conversations, settings.questions_apart, arguments.seed),
         augmentation=settings.augmentation,
+        num_changed=len(conversations),
         seed=arguments.seed,
         **encoding,
     )
@@ -172,7 +172,7 @@ def build_run(settings: LlavaSettings, arguments: LlavaArguments, inputs: Inputs
     if is_measured(arguments):
         validation = build_validation(
             dataset, settings.eval_split, settings.eval_photos, tokenizer, image_processor,
-            hints=hints.own if hints else {}, **encoding,
+            hints=hints.own if hints else {}, questions_apart=settings.questions_apart, seed=arguments.seed, **encoding,
         )  # fmt: skip
     probe = None
     if settings.forgetting_probe:
@@ -236,11 +236,6 @@ def _hints(settings: LlavaSettings, arguments: LlavaArguments, dataset: IALDatas
         settings.hints, settings.hint_dropout, settings.hint_shuffle, settings.hint_misses == "keep", arguments.seed
     )
     return build_hints(locator, dataset, plan, settings.eval_split if is_measured(arguments) else None)
-
-
-def _drawn_apart(records: Sequence[ConversationRecord], share: float, seed: int) -> list[bool]:
-    """Whose questions do not see each other; a dialogue is drawn by its own name, whatever stands beside it."""
-    return [random.Random(f"{seed} apart {record.conversation_id}").random() < share for record in records]  # noqa: S311
 
 
 def refuse_unshared(output: Path) -> None:

@@ -104,7 +104,7 @@ class LlavaSettings:
     )  # fmt: skip
     min_crop_area: float = field(
         default=1.0,
-        metadata={"help": "smallest share of a training photo that a random crop keeps; 1: photos as they are"},
+        metadata={"help": "smallest share of a training photo of the data set that a random crop keeps; 1: whole"},
     )
     colour_jitter: float = field(
         default=0.0, metadata={"help": "largest change of brightness, contrast and saturation of a training photo"}
@@ -119,7 +119,11 @@ class LlavaSettings:
                           "flash_attention_2 where it can run, else sdpa"},
     )  # fmt: skip
     photos_in_memory: int = field(
-        default=0, metadata={"help": "decoded photos that each process keeps; for data sets of a few hundred photos"}
+        default=0,
+        metadata={
+            "help": "decoded photos that each process keeps (at the tower's size, or larger where they are changed); "
+            "for data sets of a few hundred photos"
+        },
     )
 
     dialogues: str = field(
@@ -233,6 +237,12 @@ class LlavaSettings:
         )
         needs_own = "0 with --dialogues but 'own': hints are for questions about an address"
         require(self.dialogues == OWN or not self.hints, "hints", self.hints, needs_own)
+        as_they_are = "nothing with --dialogues but 'own': what a caption tells of a photo may be cut off it"
+        for name, plain in (("min_crop_area", 1.0), ("colour_jitter", 0.0), ("white_balance_jitter", 0.0)):
+            value = getattr(self, name)
+            require(self.dialogues == OWN or value == plain, name, value, as_they_are)
+        needs_own = "0 with --dialogues but 'own': other questions may ask about the answers before"
+        require(self.dialogues == OWN or not self.questions_apart, "questions_apart", self.questions_apart, needs_own)
         _ = self.feature_layers
         for text in self.mix:
             parse_mixture(text)

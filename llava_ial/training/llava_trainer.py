@@ -14,6 +14,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from llava_ial import distributed
 from llava_ial.config import save_config
+from llava_ial.data.apart import as_seen
 from llava_ial.data.llava_dataset import LlavaCollator
 from llava_ial.errors import UserError
 from llava_ial.manifest import write_json
@@ -102,7 +103,8 @@ class LlavaTrainer(Trainer):
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         """``Trainer``'s loss from the logits of what is learned alone."""
-        chosen = learned_alone(inputs) if self.chooses_logits else inputs
+        seen = as_seen(inputs)
+        chosen = learned_alone(seen) if self.chooses_logits else seen
         return super().compute_loss(model, chosen, *args, **kwargs)
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:

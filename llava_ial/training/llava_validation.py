@@ -10,6 +10,7 @@ import torch
 from transformers import BaseImageProcessor, LlavaForConditionalGeneration, PreTrainedTokenizerBase
 
 from llava_ial import distributed
+from llava_ial.data.apart import as_seen, drawn_apart
 from llava_ial.data.dataset import IALDataset
 from llava_ial.data.llava import encode_prompt
 from llava_ial.data.llava_dataset import LlavaCollator, LlavaDataset
@@ -55,6 +56,8 @@ def build_validation(
     image_processor: BaseImageProcessor,
     *,
     hints: Mapping[str, str],
+    questions_apart: float,
+    seed: int,
     **encoding: Any,
 ) -> Validation:
     """The sample: ``num_photos`` of a split that are asked where they were taken, evenly spread over it.
@@ -66,6 +69,8 @@ def build_validation(
         tokenizer: Of the base.
         image_processor: Of the tower.
         hints: Of the split's photos, by ``image_id``.
+        questions_apart: Share of the dialogues whose questions do not see each other, as in training.
+        seed: Of their draw.
         encoding: Further arguments of ``LlavaDataset``.
 
     Raises:
@@ -88,6 +93,7 @@ def build_validation(
             tokenizer,
             image_processor,
             hints=[hints.get(record.image_id, "") for record in records],
+            apart=drawn_apart(records, questions_apart, seed),
             **encoding,
         ),
         list(chosen.values()),
@@ -114,7 +120,7 @@ def dialogue_loss(
     sums = torch.zeros(3, dtype=torch.float64)
     for rows in _own_parts(len(dialogues), batch_size, everyone=everyone):
         batch = {name: value.to(model.device) for name, value in collator([dialogues[row] for row in rows]).items()}
-        chosen = learned_alone(batch)
+        chosen = learned_alone(as_seen(batch))
         labels = chosen.pop("shift_labels")
         logits = model(**{name: value for name, value in chosen.items() if name != "labels"}).logits.float()
         loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum")
