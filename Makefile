@@ -32,8 +32,7 @@ $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
-	@echo "compiling what DeepSpeed needs on CPUs, about a minute"
-	@PATH="$(CURDIR)/$(BIN):$$PATH" DS_ACCELERATOR=cpu $(BIN)/python -c 'from deepspeed.ops.op_builder.cpu import ShareMemCommBuilder as Builder; Builder().load(verbose=False)'
+	@PATH="$(CURDIR)/$(BIN):$$PATH" DS_ACCELERATOR=cpu $(BIN)/python -c 'from llava_ial.training.deepspeed_start import load_cpu_communication as load; load()'
 	touch $@
 
 demo: $(READY)  ## everything on an invented town, then the chat (SEED=7 PRESET=short|long SERVE=0 stops before it)

@@ -9,7 +9,7 @@ import torch
 from transformers import TrainingArguments
 
 from llava_ial.errors import UserError
-from llava_ial.training.deepspeed_start import be_one_process_without_launcher, refuse_missing_compiler
+from llava_ial.training.deepspeed_start import be_one_process_without_launcher, load_cpu_communication
 
 
 @dataclass
@@ -46,8 +46,9 @@ class LlavaArguments(TrainingArguments):
         require(getattr(self, name) in allowed, name, getattr(self, name), ", ".join(allowed))
         require(not self.fsdp, "fsdp", self.fsdp, "nothing: shard with --deepspeed train/configs/zero3.json")
         if self.deepspeed:
-            refuse_missing_compiler(needs_cpu=self.use_cpu or not torch.cuda.is_available())
             self.deepspeed_content()
+            if self.use_cpu or not torch.cuda.is_available():
+                load_cpu_communication()
             be_one_process_without_launcher()
         try:
             super().__post_init__()
