@@ -65,6 +65,18 @@ def assert_same_weights(ours: Path, theirs: Path) -> None:
     assert [name for name in a if not torch.equal(a[name], b[name])] == []
 
 
+def crash_at(monkeypatch: pytest.MonkeyPatch, step: int, train: Callable[[], object]) -> None:
+    """Trains until the power fails right after a step."""
+
+    def crash() -> None:
+        raise RuntimeError("power failure")
+
+    with monkeypatch.context() as patch:
+        interrupt(patch, step, crash)
+        with pytest.raises(RuntimeError, match="power failure"):
+            train()
+
+
 def interrupt(monkeypatch: pytest.MonkeyPatch, step: int, action: Callable[[], None]) -> None:
     """Does something right after a step of the next training."""
 

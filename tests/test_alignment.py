@@ -14,7 +14,7 @@ from llava_ial.data.training_dialogues import training_dialogues
 from llava_ial.errors import UserError
 from llava_ial.inference import AddressPredictor
 from llava_ial.models.llava import PROJECTOR
-from tests.stage2_runs import adapter, assert_same_weights, interrupt, merge_here, train_here
+from tests.stage2_runs import adapter, assert_same_weights, crash_at, merge_here, train_here
 from tests.test_llava_preview import run_of
 from tests.tiny_models import TinyFolders
 
@@ -62,13 +62,7 @@ def test_an_alignment_is_resumed_bit_by_bit(
 ) -> None:
     straight = train_here(tiny_folders, tmp_path / "straight", **ALIGN)
 
-    def crash() -> None:
-        raise RuntimeError("power failure")
-
-    with monkeypatch.context() as patch:
-        interrupt(patch, 3, crash)
-        with pytest.raises(RuntimeError, match="power failure"):
-            train_here(tiny_folders, tmp_path / "resumed", **ALIGN)
+    crash_at(monkeypatch, 3, lambda: train_here(tiny_folders, tmp_path / "resumed", **ALIGN))
     assert_same_weights(straight, train_here(tiny_folders, tmp_path / "resumed", **ALIGN))
     with pytest.raises(UserError, match="holds another run"):
         train_here(tiny_folders, tmp_path / "resumed", **ALIGN | {"dialogues": "own"})

@@ -22,7 +22,7 @@ from llava_ial.training.llava_arguments import LlavaArguments
 from llava_ial.training.llava_identity import identity
 from llava_ial.training.llava_preview import rendered
 from llava_ial.training.llava_settings import LlavaSettings
-from tests.stage2_runs import adapter, arguments_of, assert_same_weights, interrupt, train_here
+from tests.stage2_runs import adapter, arguments_of, assert_same_weights, crash_at, train_here
 from tests.test_llava_preview import run_of
 from tests.tiny_models import TinyFolders
 
@@ -242,13 +242,7 @@ def test_it_learns_whole_and_is_resumed_bit_by_bit(
     straight = train_here(tiny_folders, tmp_path / "straight", **options)
     assert "of them apart" in capsys.readouterr().out
 
-    def crash() -> None:
-        raise RuntimeError("power failure")
-
-    with monkeypatch.context() as patch:
-        interrupt(patch, 3, crash)
-        with pytest.raises(RuntimeError, match="power failure"):
-            train_here(tiny_folders, tmp_path / "resumed", **options)
+    crash_at(monkeypatch, 3, lambda: train_here(tiny_folders, tmp_path / "resumed", **options))
     assert_same_weights(train_here(tiny_folders, tmp_path / "resumed", **options), straight)
     whole = adapter(train_here(tiny_folders, tmp_path / "whole", **(options | {"questions_apart": 0})))
     assert any(not torch.equal(whole[name], weights) for name, weights in adapter(straight).items())

@@ -16,7 +16,7 @@ from llava_ial.inference import AddressPredictor
 from llava_ial.models.feature_layers import num_read_layers, set_features
 from llava_ial.models.llava import PROJECTOR, attach_tower, load_address_clip, load_base
 from llava_ial.models.llava_folder import load_llava_ial
-from tests.stage2_runs import adapter, assert_same_weights, interrupt, merge_here, train_here
+from tests.stage2_runs import adapter, assert_same_weights, crash_at, merge_here, train_here
 from tests.test_export import export_here
 from tests.test_llava_preview import run_of
 from tests.tiny_models import TinyFolders
@@ -109,13 +109,7 @@ def test_the_new_columns_are_learned_and_resumed_bit_by_bit(
     assert columns.shape == (64, 64)
     assert columns[:, 32:].abs().max() > 0, "they started as zeros"
 
-    def crash() -> None:
-        raise RuntimeError("power failure")
-
-    with monkeypatch.context() as patch:
-        interrupt(patch, 3, crash)
-        with pytest.raises(RuntimeError, match="power failure"):
-            train_here(tiny_folders, tmp_path / "resumed", **JOINED)
+    crash_at(monkeypatch, 3, lambda: train_here(tiny_folders, tmp_path / "resumed", **JOINED))
     assert_same_weights(trained, train_here(tiny_folders, tmp_path / "resumed", **JOINED))
 
 

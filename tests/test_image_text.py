@@ -27,7 +27,7 @@ from llava_ial.data.image_text import ImageTextCollator, ImageTextDataset, rende
 from llava_ial.errors import UserError
 from llava_ial.inference import AddressPredictor
 from llava_ial.models.image_text import load_image_text
-from tests.stage2_runs import adapter, assert_same_weights, interrupt, merge_here, train_here
+from tests.stage2_runs import adapter, assert_same_weights, crash_at, merge_here, train_here
 from tests.test_llava_launch import launch
 from tests.tiny_models import TinyFolders
 from train.toy_base.llava import load_or_train_tokenizer
@@ -131,13 +131,7 @@ def test_it_trains_resumes_and_opens_with_peft_and_its_tower_stays(
     assert changed
     assert not any("vision" in name for name in changed)
 
-    def crash() -> None:
-        raise RuntimeError("power failure")
-
-    with monkeypatch.context() as patch:
-        interrupt(patch, 3, crash)
-        with pytest.raises(RuntimeError, match="power failure"):
-            train_here(tiny_folders, tmp_path / "resumed", **options)
+    crash_at(monkeypatch, 3, lambda: train_here(tiny_folders, tmp_path / "resumed", **options))
     assert_same_weights(straight, train_here(tiny_folders, tmp_path / "resumed", **options))
 
 

@@ -23,7 +23,7 @@ from llava_ial.training.llava_arguments import LlavaArguments
 from llava_ial.training.llava_preview import memory_need
 from llava_ial.training.llava_run import refuse_unshared
 from llava_ial.training.llava_settings import LlavaSettings
-from tests.stage2_runs import adapter, arguments_of, assert_same_weights, interrupt, train_here
+from tests.stage2_runs import adapter, arguments_of, assert_same_weights, crash_at, train_here
 from tests.test_llava_preview import run_of
 from tests.tiny_models import TinyFolders
 
@@ -105,13 +105,7 @@ def test_batches_of_similar_length_have_less_padding_and_are_the_same_after_a_re
     options = {"train_sampling_strategy": "group_by_length", "max_steps": 7, "save_steps": 5}  # in the second epoch
     straight = train_here(tiny_folders, tmp_path / "straight", **options)
 
-    def crash() -> None:
-        raise RuntimeError("power failure")
-
-    with monkeypatch.context() as patch:
-        interrupt(patch, 6, crash)
-        with pytest.raises(RuntimeError, match="power failure"):
-            train_here(tiny_folders, tmp_path / "resumed", **options)
+    crash_at(monkeypatch, 6, lambda: train_here(tiny_folders, tmp_path / "resumed", **options))
     assert_same_weights(straight, train_here(tiny_folders, tmp_path / "resumed", **options))
     with pytest.raises(UserError, match="--train_sampling_strategy batch_rebalance: allowed: random"):
         train_here(tiny_folders, tmp_path / "other", train_sampling_strategy="batch_rebalance")

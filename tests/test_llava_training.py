@@ -24,7 +24,7 @@ from llava_ial.training.llava_arguments import LlavaArguments
 from llava_ial.training.llava_groups import optimizer_groups
 from llava_ial.training.llava_settings import LlavaSettings
 from llava_ial.training.llava_trainer import LlavaTrainer
-from tests.stage2_runs import ROOT, adapter, assert_same_weights, interrupt, train_here
+from tests.stage2_runs import ROOT, adapter, assert_same_weights, crash_at, interrupt, train_here
 from tests.test_llava_preview import run_of
 from tests.tiny_models import TinyFolders
 from train import stage2_llava
@@ -76,13 +76,7 @@ def test_the_same_command_finds_it_done_and_another_is_refused(
 def test_a_crash_is_resumed_bit_by_bit(train: Train, monkeypatch: pytest.MonkeyPatch) -> None:
     straight = train("straight")
 
-    def crash() -> None:
-        raise RuntimeError("power failure")
-
-    with monkeypatch.context() as patch:
-        interrupt(patch, 3, crash)
-        with pytest.raises(RuntimeError, match="power failure"):
-            train("resumed")
+    crash_at(monkeypatch, 3, lambda: train("resumed"))
     output = straight.with_name("resumed")
     assert (output / "building.json").exists()
     assert not (output / "manifest.json").exists()

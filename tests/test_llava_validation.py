@@ -17,7 +17,7 @@ from llava_ial.training.llava_trainer import LlavaTrainer
 from llava_ial.training.llava_validation import answer_scores, best_so_far, dialogue_loss
 from serve.evaluate import evaluate
 from serve.evaluate_settings import EvaluateConfig
-from tests.stage2_runs import ROOT, adapter, assert_same_weights, interrupt, merge_here, train_here
+from tests.stage2_runs import ROOT, adapter, assert_same_weights, crash_at, merge_here, train_here
 from tests.test_llava_preview import run_of
 from tests.tiny_models import TinyFolders
 
@@ -61,13 +61,7 @@ def test_measuring_changes_no_weight_and_a_resumed_run_measures_the_same(
     assert_same_weights(plain, straight)
     assert [line["step"] for line in measurements(straight)] == [1, 2, 3, 4]
 
-    def crash() -> None:
-        raise RuntimeError("power failure")
-
-    with monkeypatch.context() as patch:
-        interrupt(patch, 3, crash)
-        with pytest.raises(RuntimeError, match="power failure"):
-            train_here(tiny_folders, tmp_path / "resumed", **MEASURED)
+    crash_at(monkeypatch, 3, lambda: train_here(tiny_folders, tmp_path / "resumed", **MEASURED))
     resumed = train_here(tiny_folders, tmp_path / "resumed", **MEASURED)
     assert measurements(resumed) == measurements(straight)
     assert_same_weights(resumed / "checkpoints/best", straight / "checkpoints/best")

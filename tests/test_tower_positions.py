@@ -21,7 +21,7 @@ from llava_ial.models.llava import TOWER, attach_tower, load_address_clip, load_
 from llava_ial.models.llava_folder import load_llava_ial
 from llava_ial.models.llava_merged import load_merged
 from llava_ial.models.tower_positions import processor_for_size, state_for_size
-from tests.stage2_runs import adapter, assert_same_weights, interrupt, merge_here, train_here
+from tests.stage2_runs import adapter, assert_same_weights, crash_at, merge_here, train_here
 from tests.test_export import export_here
 from tests.tiny_models import TinyFolders, write_stage1
 from tests.tiny_world import build_tiny_base_clip
@@ -195,13 +195,7 @@ def test_a_swapped_fitted_tower_is_refused(trained: Path, tmp_path: Path, folder
 def test_it_is_resumed_bit_by_bit_and_may_be_tuned(
     folders: TinyFolders, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def crash() -> None:
-        raise RuntimeError("power failure")
-
-    with monkeypatch.context() as patch:
-        interrupt(patch, 3, crash)
-        with pytest.raises(RuntimeError, match="power failure"):
-            train_here(folders, tmp_path / "resumed", **ASKED)
+    crash_at(monkeypatch, 3, lambda: train_here(folders, tmp_path / "resumed", **ASKED))
     assert_same_weights(trained, train_here(folders, tmp_path / "resumed", **ASKED))
 
     tuned = train_here(

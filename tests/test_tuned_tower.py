@@ -15,7 +15,7 @@ from llava_ial.models.llava_folder import load_llava_ial
 from llava_ial.models.tuned_tower import add_tower_lora, plain_state, set_tower_training
 from llava_ial.training.llava_groups import optimizer_groups
 from llava_ial.training.llava_trainer import LlavaTrainer, gathered
-from tests.stage2_runs import adapter, assert_same_weights, interrupt, merge_here, train_here
+from tests.stage2_runs import adapter, assert_same_weights, crash_at, merge_here, train_here
 from tests.test_llava_preview import run_of
 from tests.tiny_models import TinyFolders
 
@@ -78,13 +78,7 @@ def test_a_tuned_tower_is_saved_reloaded_and_resumed(
     for name, tensor in loaded.model.model.vision_tower.state_dict().items():
         assert torch.equal(tensor, after[name])
 
-    def crash() -> None:
-        raise RuntimeError("power failure")
-
-    with monkeypatch.context() as patch:
-        interrupt(patch, 3, crash)
-        with pytest.raises(RuntimeError, match="power failure"):
-            train_here(tiny_folders, tmp_path / "resumed", **options)
+    crash_at(monkeypatch, 3, lambda: train_here(tiny_folders, tmp_path / "resumed", **options))
     assert_same_weights(straight, train_here(tiny_folders, tmp_path / "resumed", **options))
 
 
