@@ -43,17 +43,13 @@ def encode_apart(
         [Message("user", mark + question.content.replace(IMAGE_TOKEN, "").strip()), answer]
         for question, answer in zip(messages[::2], messages[1::2], strict=False)
     ] or [list(messages)]
+    alone = [encode_dialogue(tokenizer, pair, num_image_tokens, name=name, hint=hint) for pair in pairs]
+    for num_dropped in range(len(pairs) - 1):
+        joined = _joined(alone[num_dropped:])
+        if max_length is None or len(joined.input_ids) <= max_length:
+            return replace(joined, num_dropped_turns=num_dropped)
     last = encode_dialogue(tokenizer, pairs[-1], num_image_tokens, name=name, max_length=max_length, hint=hint)
-    alone, joined = [last], last
-    for pair in reversed(pairs[:-1]):
-        alone = [encode_dialogue(tokenizer, pair, num_image_tokens, name=name, hint=hint), *alone]
-        more = _joined(alone)
-        if max_length is not None and len(more.input_ids) > max_length:
-            break
-        joined = replace(more, num_dropped_turns=len(pairs) - len(alone))
-    else:
-        return joined
-    return replace(joined, num_dropped_turns=len(pairs) - len(alone) + 1)
+    return replace(last, num_dropped_turns=len(pairs) - 1)
 
 
 def drawn_apart(records: Sequence[ConversationRecord], share: float, seed: int) -> list[bool]:
@@ -100,8 +96,6 @@ def as_seen(batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def _joined(alone: Sequence[EncodedDialogue]) -> EncodedDialogue:
-    if len(alone) == 1:
-        return alone[0]
     trunk = min(_num_common([dialogue.input_ids for dialogue in alone]), *map(_latest_fork, alone))
     ids, labels = alone[0].input_ids[:trunk], alone[0].labels[:trunk]
     branches = [_TRUNK] * trunk
@@ -109,7 +103,7 @@ def _joined(alone: Sequence[EncodedDialogue]) -> EncodedDialogue:
         ids = ids + dialogue.input_ids[trunk:]
         labels = labels + dialogue.labels[trunk:]
         branches += [number] * (len(dialogue.input_ids) - trunk)
-    return EncodedDialogue(ids, labels, is_cut=any(dialogue.is_cut for dialogue in alone), branches=branches)
+    return EncodedDialogue(ids, labels, branches=branches)
 
 
 def _num_common(sequences: Sequence[Sequence[int]]) -> int:
