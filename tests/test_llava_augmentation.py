@@ -7,13 +7,15 @@ import pytest
 import torch
 from PIL import Image
 
+from llava_ial.data import dialogue_photos
 from llava_ial.data.augmentation import Augmentation
 from llava_ial.data.dataset import IALDataset
+from llava_ial.data.dialogue_photos import DialoguePhotos
 from llava_ial.data.images import load_photo
 from llava_ial.data.llava_dataset import LlavaDataset
 from llava_ial.data.pixels import PhotoPixels
 from llava_ial.errors import UserError
-from tests.stage2_runs import adapter, assert_same_weights, interrupt, train_here
+from tests.stage2_runs import adapter, assert_same_weights, crash_at, train_here
 from tests.test_llava_preview import run_of
 from tests.tiny_models import TinyFolders
 
@@ -72,14 +74,34 @@ def test_general_photos_and_talks_are_left_as_they_are(tiny_folders: TinyFolders
     assert same(pixels_of(rows, 0), pixels_of(rows, 1)) == [False] * 8 + [True] * 8
 
 
-def test_a_large_photo_is_decoded_no_larger_than_its_crops_need(tiny_folders: TinyFolders, tmp_path: Path) -> None:
-    rows = run_of(tiny_folders, tmp_path / "out", photos_in_memory=8, **CHANGED).train_set
+def test_a_large_photo_is_decoded_no_larger_than_its_crops_need(
+    tiny_folders: TinyFolders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    processor = run_of(tiny_folders, tmp_path / "out").image_processor
+    sizes = []
+    monkeypatch.setattr(Augmentation, "__call__", lambda _, photo, draw: sizes.append(photo.size) or photo)
     file = tmp_path / "large.jpg"
     Image.effect_noise((4000, 3000), 80).convert("RGB").save(file)
-    kept = rows._photo(str(file))
-    least = 2 * rows[0]["pixel_values"].shape[-1] / CHANGED["min_crop_area"] ** 0.5
-    assert least <= min(kept.size) < 3000
-    assert rows._photo(str(file)) is kept
+    photos = DialoguePhotos(processor, augmentation=Augmentation(min_crop_area=0.25))
+    side = photos.changed(file, 0).shape[-1]
+    assert 2 * 2 * side <= min(sizes[0]) < 3000, "a crop of a quarter fills twice the input"
+
+
+def test_no_more_photos_are_kept_than_were_asked_for(
+    tiny_folders: TinyFolders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Changed or not: two caches with the same limit would hold twice as many."""
+    run, data = run_of(tiny_folders, tmp_path / "out"), IALDataset(tiny_folders.data)
+    files = [data.image_file(sample.photo.image_path) for sample in data.samples("train")][:4]
+    decoded = []
+    monkeypatch.setattr(dialogue_photos, "load_photo", lambda file, **_: decoded.append(file) or load_photo(file))
+    photos = DialoguePhotos(run.image_processor, keep=2, augmentation=Augmentation(colour_jitter=0.2))
+    for _ in range(3):
+        for file in files[:2]:
+            photos.plain(file)
+        for file in files[2:]:
+            photos.changed(file, 0)
+    assert [decoded.count(file) for file in files] == [1, 1, 3, 3]
 
 
 def test_without_it_photos_are_what_they_were_and_measured_ones_always(
@@ -109,15 +131,9 @@ def test_a_crash_in_the_second_epoch_is_resumed_bit_by_bit(
     options = {"max_steps": 8, "save_steps": 2, "save_total_limit": 1, **CHANGED}
     straight = train_here(tiny_folders, tmp_path / "straight", **options)
 
-    def crash() -> None:
-        raise RuntimeError("power failure")
-
     resumed = tmp_path / "resumed"
     options["dataloader_num_workers"] = num_workers
-    with monkeypatch.context() as patch:
-        interrupt(patch, 7, crash)
-        with pytest.raises(RuntimeError, match="power failure"):
-            train_here(tiny_folders, resumed, **options)
+    crash_at(monkeypatch, 7, lambda: train_here(tiny_folders, resumed, **options))
     assert_same_weights(train_here(tiny_folders, resumed, **options), straight)
     plain = adapter(train_here(tiny_folders, tmp_path / "plain", max_steps=8))
     assert any(not torch.equal(plain[name], weights) for name, weights in adapter(straight).items())

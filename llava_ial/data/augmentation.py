@@ -39,6 +39,17 @@ class Augmentation:
         return photo
 
 
+def augmentation_of(min_crop_area: float, colour_jitter: float, white_balance_jitter: float) -> Augmentation | None:
+    """The augmentation that settings ask for; None if it changes nothing."""
+    augmentation = Augmentation(min_crop_area, colour_jitter, white_balance_jitter)
+    return None if augmentation == Augmentation() else augmentation
+
+
+def draws_at(seed: int, position: int) -> torch.Generator:
+    """What a photo's change is drawn from: a function of the position in the stream of epochs alone."""
+    return torch.Generator().manual_seed(seed * 1_000_003 + position)
+
+
 def random_crop(photo: Image.Image, min_area: float, generator: torch.Generator) -> Image.Image:
     """A crop of a share of the area uniform in ``[min_area, 1]``, with an aspect ratio of 3/4 to 4/3."""
     for _ in range(10):

@@ -19,9 +19,10 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 
+from llava_ial.data.augmentation import draws_at
 from llava_ial.data.dataset import IALDataset
 from llava_ial.data.images import load_photo
-from llava_ial.data.pixels import PhotoPixels, input_side
+from llava_ial.data.pixels import PhotoPixels, draft_side
 from llava_ial.data.views import ONE, views_of
 from llava_ial.errors import UserError
 from llava_ial.geo import GeoPoint, LocalFrame
@@ -29,8 +30,6 @@ from llava_ial.records import name_key
 
 # A photo and a generator to draw from, to another photo.
 PhotoChange: TypeAlias = Callable[[Image.Image, torch.Generator], Image.Image]
-# Photos are decoded at no less than this multiple of the model's input side, so that a crop still fills it.
-_DRAFT_MARGIN = 2
 # So many broken photos in a row are no accident.
 _MAX_REPLACEMENTS = 20
 
@@ -124,7 +123,7 @@ class ClipPhotos(Dataset[dict[str, Any]]):
         self._pixels = PhotoPixels(image_processor)
         self._augmentation = augmentation
         self._seed = seed
-        self._min_side = _DRAFT_MARGIN * input_side(image_processor) if fast_decoding else None
+        self._min_side = draft_side(image_processor) if fast_decoding else None
         self._replace_broken = replace_broken
         self._views = views
         self._decoded: dict[Path, Image.Image] = {}
@@ -133,7 +132,7 @@ class ClipPhotos(Dataset[dict[str, Any]]):
         return len(self.examples)
 
     def __getitem__(self, position: int) -> dict[str, Any]:
-        generator = torch.Generator().manual_seed(self._seed * 1_000_003 + position)
+        generator = draws_at(self._seed, position)
         row, broken, error = position % len(self), {}, ""
         for _ in range(_MAX_REPLACEMENTS if self._replace_broken else 1):
             example = self.examples[row]

@@ -1,6 +1,5 @@
 """Dialogues of one split as batches of ``LlavaForConditionalGeneration``."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain, repeat
@@ -15,14 +14,10 @@ from llava_ial.conversation import IMAGE_TOKEN
 from llava_ial.data.apart import BRANCHES, NO_TOKEN, branch_positions, encode_apart
 from llava_ial.data.augmentation import Augmentation
 from llava_ial.data.dataset import IALDataset
-from llava_ial.data.images import load_photo
+from llava_ial.data.dialogue_photos import DialoguePhotos
 from llava_ial.data.llava import IGNORE_INDEX, encode_dialogue, pad_batch
-from llava_ial.data.pixels import PhotoPixels, input_side
 from llava_ial.errors import UserError
 from llava_ial.records import ConversationRecord
-
-# Large photos are decoded at no less than this multiple of what a crop must fill.
-_DRAFT_MARGIN = 2
 
 
 class LlavaDataset(Dataset[dict[str, Any]]):
@@ -46,24 +41,15 @@ class LlavaDataset(Dataset[dict[str, Any]]):
     ) -> None:
         """Encodes every dialogue at once, so that a bad one stops the run before it starts.
 
-        ``photos_in_memory`` decoded photos are kept, which pays where a few are seen again and again. ``hints`` belong
-        to the first conversations, in order; those after them have none. So does ``apart``, which says whose questions
-        do not see each other.
+        ``photos_in_memory`` photos are kept. ``hints`` belong to the first conversations, in order; those after them
+        have none. So does ``apart``, which says whose questions do not see each other.
 
         Each epoch ``augmentation`` changes the photos of the first ``num_changed`` dialogues in another way, drawn by
         ``seed``, epoch and row: a run is the same however many processes, workers and interruptions it has.
         """
         self._dataset = dataset
-        self._pixels_of = PhotoPixels(image_processor)
-        self._augmentation, self._num_changed = augmentation, num_changed
-        self._seed, self._epoch = seed, 0
-        if augmentation is not None:
-            self._min_side = math.ceil(
-                _DRAFT_MARGIN * input_side(image_processor) / math.sqrt(augmentation.min_crop_area)
-            )
-        self._kept_photos: dict[str, Image.Image] = {}
-        self._photos_in_memory = photos_in_memory
-        self._kept_pixels: dict[str, torch.Tensor] = {}
+        self._photos = DialoguePhotos(image_processor, keep=photos_in_memory, augmentation=augmentation, seed=seed)
+        self._num_changed, self._epoch = num_changed, 0
         image_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKEN)
         self._filler_ids = [tokenizer.bos_token_id, *[image_id] * num_image_tokens]
         self.conversations = list(conversations)
@@ -109,7 +95,7 @@ class LlavaDataset(Dataset[dict[str, Any]]):
     @property
     def filler(self) -> dict[str, Any]:
         """A sample of a black photo with nothing to learn, see ``LlavaCollator``; the dialogues may have no photo."""
-        pixels = self._pixels_of(Image.new("RGB", (64, 64)))
+        pixels = self._photos.prepare(Image.new("RGB", (64, 64)))
         labels = [IGNORE_INDEX] * len(self._filler_ids)
         return {
             "input_ids": self._filler_ids,
@@ -123,23 +109,10 @@ class LlavaDataset(Dataset[dict[str, Any]]):
 
     def _photo_pixels(self, image_path: str, row: int) -> torch.Tensor:
         """``(3, S, S)``."""
-        if self._augmentation is not None and row < self._num_changed:
-            draw = torch.Generator().manual_seed(self._seed * 1_000_003 + self._epoch * len(self) + row)
-            return self._pixels_of(self._augmentation(self._photo(image_path), draw))
-        if image_path in self._kept_pixels:
-            return self._kept_pixels[image_path]
-        pixels = self._pixels_of(load_photo(self._dataset.image_file(image_path)))
-        if len(self._kept_pixels) < self._photos_in_memory:
-            self._kept_pixels[image_path] = pixels
-        return pixels
-
-    def _photo(self, image_path: str) -> Image.Image:
-        if image_path in self._kept_photos:
-            return self._kept_photos[image_path]
-        photo = load_photo(self._dataset.image_file(image_path), min_side=self._min_side)
-        if len(self._kept_photos) < self._photos_in_memory:
-            self._kept_photos[image_path] = photo
-        return photo
+        file = self._dataset.image_file(image_path)
+        if row < self._num_changed:
+            return self._photos.changed(file, self._epoch * len(self) + row)
+        return self._photos.plain(file)
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,14 @@ The processors of ``transformers`` turn a photo to an array and back to a Pillow
 floats three times. In training, where loaders share the cores with the model, that is most of a small photo's cost.
 """
 
+import math
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+
+_DRAFT_MARGIN = 2
 
 
 class PhotoPixels:
@@ -59,6 +62,11 @@ def input_side(image_processor: Any) -> int:
     """Side of the square that a CLIP image processor makes, in pixels."""
     size = image_processor.crop_size or image_processor.size
     return int(size["height"])
+
+
+def draft_side(image_processor: Any, min_crop_area: float = 1.0) -> int:
+    """Shortest side in pixels at which a photo need be decoded, so that a crop of it still fills twice the input."""
+    return math.ceil(_DRAFT_MARGIN * input_side(image_processor) / math.sqrt(min_crop_area))
 
 
 def _is_plain(processor: Any) -> bool:

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from llava_ial.data.augmentation import Augmentation
+from llava_ial.data.augmentation import Augmentation, augmentation_of
 from llava_ial.data.views import NUM_VIEWS, ONE, PARTS, VIEWS
 from llava_ial.errors import UserError
 from llava_ial.models.clip_parts import LOCKED, LORA, TUNED
@@ -204,8 +204,7 @@ class ClipSettings:
     @property
     def augmentation(self) -> Augmentation | None:
         """What a training photo goes through; None for nothing."""
-        augmentation = Augmentation(self.min_crop_area, self.colour_jitter, self.white_balance_jitter)
-        return None if augmentation == Augmentation() else augmentation
+        return augmentation_of(self.min_crop_area, self.colour_jitter, self.white_balance_jitter)
 
     def with_preset(self) -> "ClipSettings":
         """The settings with those of ``preset`` over them.

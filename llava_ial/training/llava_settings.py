@@ -1,12 +1,12 @@
 """Options of stage 2: data, models and what is tuned; everything else is ``transformers.TrainingArguments``."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
 from transformers import TrainingArguments
 
-from llava_ial.data.augmentation import Augmentation
+from llava_ial.data.augmentation import Augmentation, augmentation_of
 from llava_ial.data.llava_json import parse_mixture
 from llava_ial.data.training_dialogues import OWN
 from llava_ial.errors import UserError
@@ -177,8 +177,7 @@ class LlavaSettings:
     @property
     def augmentation(self) -> Augmentation | None:
         """What a training photo goes through; None for nothing."""
-        augmentation = Augmentation(self.min_crop_area, self.colour_jitter, self.white_balance_jitter)
-        return None if augmentation == Augmentation() else augmentation
+        return augmentation_of(self.min_crop_area, self.colour_jitter, self.white_balance_jitter)
 
     @property
     def feature_layers(self) -> Layers:
@@ -238,7 +237,7 @@ class LlavaSettings:
         needs_own = "0 with --dialogues but 'own': hints are for questions about an address"
         require(self.dialogues == OWN or not self.hints, "hints", self.hints, needs_own)
         as_they_are = "nothing with --dialogues but 'own': what a caption tells of a photo may be cut off it"
-        for name, plain in (("min_crop_area", 1.0), ("colour_jitter", 0.0), ("white_balance_jitter", 0.0)):
+        for name, plain in asdict(Augmentation()).items():
             value = getattr(self, name)
             require(self.dialogues == OWN or value == plain, name, value, as_they_are)
         needs_own = "0 with --dialogues but 'own': other questions may ask about the answers before"
