@@ -58,15 +58,21 @@ def test_two_processes_of_deepspeed_equal_one_and_resume(tiny_folders: TinyFolde
 
 
 @pytest.mark.timeout(2 * TIMEOUT_S)
-def test_four_bits_under_zero_2_are_those_of_one_process(tiny_folders: TinyFolders, tmp_path: Path) -> None:
-    plain = {"lora_dropout": 0.0, "quantize": "nf4"}
+@pytest.mark.parametrize("bf16", [False, True])
+def test_four_bits_under_zero_2_are_those_of_one_process(tiny_folders: TinyFolders, tmp_path: Path, bf16: bool) -> None:
+    """At 16 bits sums differ in their last digits, so only a step is compared there, and more roughly."""
+    plain = {"lora_dropout": 0.0, "quantize": "nf4", "bf16": bf16, "max_steps": 1 if bf16 else 4, "save_steps": 1}
     one = train_here(tiny_folders, tmp_path / "one", per_device_train_batch_size=4, **plain)
     two = tmp_path / "two"
-    launch(tiny_folders, two, port=29740, deepspeed="train/configs/zero2.json", **plain)
-    for name, weights in adapter(one).items():
-        torch.testing.assert_close(adapter(two)[name], weights, rtol=1e-3, atol=1e-5)
-    whole = train_here(tiny_folders, tmp_path / "whole", per_device_train_batch_size=4, lora_dropout=0.0)
-    assert any(not torch.allclose(adapter(whole)[name], w, rtol=1e-3, atol=1e-5) for name, w in adapter(one).items())
+    launch(tiny_folders, two, port=29740 + bf16, deepspeed="train/configs/zero2.json", **plain)
+    close = {"rtol": 1e-3, "atol": 1e-5} if not bf16 else {"rtol": 0.02, "atol": 2e-3}
+    ours, theirs = adapter(one), adapter(two)
+    for name, weights in ours.items():
+        torch.testing.assert_close(theirs[name].float(), weights.float(), **close)
+    if not bf16:
+        whole = adapter(train_here(tiny_folders, tmp_path / "whole", **plain | {"quantize": "none"},
+                                   per_device_train_batch_size=4))  # fmt: skip
+        assert any(not torch.allclose(whole[name], weights, **close) for name, weights in ours.items())
 
 
 @pytest.mark.timeout(2 * TIMEOUT_S)
