@@ -22,6 +22,8 @@ from llava_ial.errors import UserError
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
 BUILDING = "building.json"
+# What a refusal says of settings that differ: so many of them, and so much of each value.
+_MAX_NAMED, _MAX_VALUE = 4, 24
 _VERSIONED = ("torch", "transformers", "peft", "accelerate", "deepspeed", "datasets", "numpy", "pyarrow", "pillow")
 
 
@@ -79,8 +81,8 @@ def claim_folder(folder: Path, kind: str, config: Mapping[str, Any]) -> FolderSt
         found = _load_json(path)
         if {key: found.get(key) for key in mine} != mine:
             raise UserError(
-                f"output folder {folder} holds another run ({found.get('kind')} {found.get('config_hash')}, "
-                f"this one is {kind} {mine['config_hash']}); choose another folder or delete it"
+                f"output folder {folder} holds another run ({_difference(found, mine | {'config': config})}); "
+                "choose another folder or delete it"
             )
         if state is FolderState.COMPLETE:
             (folder / BUILDING).unlink(missing_ok=True)  # left by a kill between the manifest and its removal
@@ -173,6 +175,24 @@ def library_versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return versions
+
+
+def _difference(theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> str:
+    """In what two runs differ: ``learning_rate 0.1 there, 0.2 here``."""
+    for name in ("kind", "schema_version"):
+        if theirs.get(name) != mine[name]:
+            return f"{name} {theirs.get(name)} there, {mine[name]} here"
+    there, here = theirs.get("config", {}), json.loads(json.dumps(mine["config"], default=str))
+    names = [name for name in sorted({*there, *here}) if _short(there, name, None) != _short(here, name, None)]
+    said = [f"{name} {_short(there, name)} there, {_short(here, name)} here" for name in names[:_MAX_NAMED]]
+    return "; ".join(said) + (f"; and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else "")
+
+
+def _short(config: Mapping[str, Any], name: str, length: int | None = _MAX_VALUE) -> str:
+    if name not in config:
+        return "unset"
+    text = json.dumps(config[name], sort_keys=True, ensure_ascii=False)
+    return text if length is None or len(text) <= length else f"{text[:length]}..."
 
 
 def _is_temporary_mark(path: Path) -> bool:

@@ -27,12 +27,33 @@ def test_a_folder_is_new_then_partial_then_complete(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("finished", [False, True])
-def test_another_configuration_is_refused(tmp_path: Path, finished: bool) -> None:
-    claim_folder(tmp_path / "out", "kind", {"a": 1})
+def test_another_configuration_is_refused_with_what_differs(tmp_path: Path, finished: bool) -> None:
+    theirs = {"rate": 0.1, "data": "a" * 64, "same": {"x": 1, "y": 2}, "old": True}
+    claim_folder(tmp_path / "out", "kind", theirs)
     if finished:
-        publish_manifest(tmp_path / "out", "kind", {"a": 1})
-    with pytest.raises(UserError, match="holds another run"):
-        claim_folder(tmp_path / "out", "kind", {"a": 2})
+        publish_manifest(tmp_path / "out", "kind", theirs)
+    with pytest.raises(UserError, match="holds another run") as refused:
+        claim_folder(
+            tmp_path / "out", "kind", {"rate": 0.2, "data": "a" * 63 + "b", "same": {"y": 2, "x": 1}, "new": "n"}
+        )
+    said = str(refused.value)
+    for difference in (
+        "rate 0.1 there, 0.2 here",
+        'data "aaaa',
+        'new unset there, "n" here',
+        "old true there, unset here",
+    ):
+        assert difference in said
+    assert "same" not in said
+    assert len(said) < 400
+
+
+def test_of_many_differences_a_few_are_named(tmp_path: Path) -> None:
+    claim_folder(tmp_path / "out", "kind", {f"option_{i}": 1 for i in range(9)})
+    with pytest.raises(UserError, match=r"option_3 1 there, 2 here; and 5 more\)"):
+        claim_folder(tmp_path / "out", "kind", {f"option_{i}": 2 for i in range(9)})
+    with pytest.raises(UserError, match="kind kind there, other here"):
+        claim_folder(tmp_path / "out", "other", {})
 
 
 def test_a_foreign_folder_is_refused_and_left_alone(tmp_path: Path) -> None:
