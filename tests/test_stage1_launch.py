@@ -73,6 +73,7 @@ def places(world: Path, output: Path) -> list[str]:
         "stage1_demo.yaml",
         "pitts_ial.yaml",
         "pitts_ial_l14_336.yaml",
+        "own_city_clip.yaml",
         "recommended.yaml",
         "sf_ial_base.yaml",
         "sf_ial_large.yaml",
