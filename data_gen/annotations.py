@@ -11,13 +11,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
+import numpy.typing as npt
 
 from data_gen.gallery import City, gallery_record, sub_street_id
 from data_gen.tables import load_json
 from llava_ial.address import Address, parse_canonical
 from llava_ial.errors import UserError
 from llava_ial.records import AddressRecord, DroppedRecord, GalleryRecord, PhotoRecord
-from llava_ial.splits import SPLIT_NAMES
+from llava_ial.splits import SPLIT_NAMES, split_by_rank
 
 STEP = "annotations"
 METHOD = "imported"
@@ -98,6 +99,22 @@ def import_addresses(photos: Sequence[PhotoRecord], sources: Sequence[tuple[str,
         for photo in kept
     ]
     return Imported(addresses, gallery, {i: a.caption for i, a in found.items() if a.caption}, dropped)
+
+
+def hold_out_val(
+    splits: npt.NDArray[np.int8], panoramas: npt.NDArray[np.uint64], val_fraction: float
+) -> npt.NDArray[np.int8]:
+    """Splits of photos ``(N,)``, with validation panoramas drawn from training where the publishers name none.
+
+    Hints, calibration and the choice of the best checkpoint need photos that were neither trained on nor are judged by.
+    """
+    if (splits == SPLIT_NAMES.index("val")).any():
+        return splits
+    held_out, is_train = splits.copy(), splits == SPLIT_NAMES.index("train")
+    held_out[is_train] = split_by_rank(
+        panoramas[is_train], np.zeros(is_train.sum(), dtype=bool), val_fraction=val_fraction, test_fraction=0.0
+    )
+    return held_out
 
 
 def _read(sources: Sequence[tuple[str, Path]], city: City) -> tuple[dict[str, Annotation], list[DroppedRecord]]:

@@ -14,6 +14,7 @@ import platform
 import shutil
 import sys
 import time
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from data_gen.addressing import geocode_part, locate_photos, refuse_leak
-from data_gen.annotations import import_addresses, parse_sources
+from data_gen.annotations import hold_out_val, import_addresses, parse_sources
 from data_gen.caps import cap_photos
 from data_gen.caption_steps import SAID, caption_part
 from data_gen.conversations import NUM_SHOWN, numbers_of_splits, talk_part, write_llava_json
@@ -123,6 +124,12 @@ def _import_photos(context: Context) -> Facts:
         all_splits = np.zeros(len(photos), dtype=np.int8)
         all_splits[is_kept] = splits
         refuse_leak(context, leaking, all_splits, np.where(is_kept, "", "no_annotation").astype(object))
+    for name, split in zip(
+        (photo.image_id for photo in photos if photo.image_id in address_of),
+        hold_out_val(splits, ranks[is_kept], settings.val_fraction).tolist(),
+        strict=True,
+    ):
+        address_of[name] = replace(address_of[name], split=SPLIT_NAMES[split])
     for part in range(num_parts(folder / "photos")):
         names = read_columns(folder / "photos", part, ["image_id"])["image_id"].to_pylist()
         own = [address_of[name] for name in names if name in address_of]

@@ -122,8 +122,10 @@ class BuildSettings(CaptionModelSettings, ServiceSettings):
     )
     block_m: float = field(default=300.0, metadata=_help("side of a cell of 'split: blocked'"))
     buffer_m: float = field(default=50.0, metadata=_help("'split: blocked' keeps train this far from val and test"))
-    val_fraction: float = field(default=0.1, metadata=_help("share of the panoramas"))
-    test_fraction: float = field(default=0.1, metadata=_help("share of the panoramas"))
+    val_fraction: float = field(
+        default=0.1, metadata=_help("share of the panoramas; of annotations without a val split, of those of train")
+    )
+    test_fraction: float = field(default=0.1, metadata=_help("share of the panoramas, but with annotations"))
     photo_licence: str = field(default="", metadata=_help("licence of the photos, as the data card states it"))
     num_dialogues: int = field(
         default=0,

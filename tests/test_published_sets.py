@@ -129,6 +129,30 @@ def test_published_layouts_build(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     assert (leakage["panoramas_in_two_splits"], leakage["test_panoramas"]) == (0, 1)
 
 
+def test_whole_panoramas_of_train_validate_where_no_val_is_published(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    _fake_pitts(tmp_path / "datasets" / "Pitts-IAL")
+    monkeypatch.chdir(tmp_path)
+    settings = str(ROOT / "data_gen" / "configs" / "pitts_ial.yaml")
+
+    def panoramas(name: str, *options: str) -> dict[str, set[str]]:
+        monkeypatch.setattr(sys, "argv", ["build", "--config", settings, "--output", name, *options])
+        main()
+        data = IALDataset(tmp_path / name)
+        counts = json.loads((tmp_path / name / "manifest.json").read_text())["counts"]["splits"]
+        return {split: {str(s.photo.panorama_id) for s in data.samples(split)} for split in counts}
+
+    drawn = panoramas("drawn", "--val_fraction", "0.5")
+    assert sorted(drawn["train"] | drawn["val"]) == ["000000", "000001"]
+    assert [len(drawn[split]) for split in ("train", "val", "test")] == [1, 1, 1]
+    published = ["train=datasets/Pitts-IAL/pitts_train.json", "val=datasets/Pitts-IAL/pitts_database.json"]
+    own = panoramas(
+        "own", "--val_fraction", "0.5", "--annotations", *published, "test=datasets/Pitts-IAL/pitts_queries.json"
+    )
+    assert (own["train"], own["val"]) == ({"000000"}, {"000001"})
+
+
 def test_pittsburgh_names_become_addresses(monkeypatch: pytest.MonkeyPatch, shared_data: Path, tmp_path: Path) -> None:
     folder = shared_data / "pittsburgh"
     settings = {
