@@ -57,8 +57,10 @@ format: $(READY)  ## ruff, changing files
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(READY)  ## measure speed; writes JSON into benchmarks/results
-	@for script in benchmarks/[a-z]*.py; do echo "== $$script"; $(BIN)/python -m benchmarks.$$(basename $$script .py); done
+# Those that need this machine alone. The others want a map, a data set or a GPU: python -m benchmarks.NAME --help.
+bench: $(READY)  ## measure speed on this machine; writes JSON into benchmarks/results
+	@for name in chunked_loss evaluate precision serve stage1 stage2 toy_city; do \
+		echo "== benchmarks.$$name"; $(BIN)/python -m benchmarks.$$name; done
 
 clean:  ## remove what make made (the virtual environment and runs/)
 	rm -rf .venv runs

@@ -1,8 +1,8 @@
 """How many photos a second the toy city's renderer takes, in one process and in one for each core.
 
-    python benchmarks/toy_city.py
+    python -m benchmarks.toy_city
 
-Starting the processes is timed apart. Writes benchmarks/results/toy_city.json.
+Starting the processes is timed apart. Writes benchmarks/results/toy_city.json and prints it.
 """
 
 import os
@@ -14,6 +14,7 @@ import multiprocessing
 import platform
 import tempfile
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from data_gen.toy_city.capture import Panorama, place_panoramas
@@ -21,15 +22,25 @@ from data_gen.toy_city.photos import Job, shoot_panorama
 from data_gen.toy_city.place import build_place
 from data_gen.toy_city.plan import SIZES, build_plan
 from data_gen.toy_city.scene import build_scene
+from llava_ial.config import parse_config
+from llava_ial.errors import run_command
+from llava_ial.manifest import write_json
 
 SEED, SIZE, PIXELS = 7, "small", 112
 NUM_PANORAMAS = 200
-RESULT = Path(__file__).with_name("results") / "toy_city.json"
 _jobs: list[Job] = []  # one per worker process, set when it starts
 
 
+@dataclass(frozen=True)
+class RenderBenchmark:
+    """Options."""
+
+    output: Path = field(default=Path("benchmarks/results/toy_city.json"), metadata={"help": "JSON to write"})
+
+
 def main() -> None:
-    """Renders the same panoramas by one process and by several; all files go to a temporary folder."""
+    """Renders the same panoramas by one process and by several; all photos go to a temporary folder."""
+    (settings,) = parse_config(RenderBenchmark, description=__doc__ or "")
     cores = len(os.sched_getaffinity(0))
     with tempfile.TemporaryDirectory() as folder:
         job, panoramas = prepare(Path(folder))
@@ -54,8 +65,8 @@ def main() -> None:
         "photos_per_second_by_processes": {processes: round(value, 1) for processes, value in rate.items()},
         "start_of_processes_s": round(ready - started, 2),
     }
-    RESULT.parent.mkdir(exist_ok=True)
-    RESULT.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    settings.output.parent.mkdir(parents=True, exist_ok=True)
+    write_json(settings.output, result)
     print(json.dumps(result, indent=2))
 
 
@@ -79,4 +90,4 @@ def shoot(panorama: Panorama) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_command(main)

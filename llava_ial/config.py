@@ -26,6 +26,8 @@ class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpF
     """Keeps the lines of the description, and says the default of what has one."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
+        if isinstance(action.const, bool) and action.option_strings[0].startswith("--no_"):
+            return f"the same as --{action.dest} false"
         return action.help if action.required or action.default is None else super()._get_help_string(action)
 
 
@@ -69,7 +71,9 @@ def parse_config(
         args=arguments, look_for_args_file=False, return_remaining_strings=True
     )
     if unused:
-        raise UserError(f"unknown option {' '.join(unused)} (see --help)")
+        near = difflib.get_close_matches(unused[0].partition("=")[0], parser._option_string_actions, n=1)
+        mend = f"did you mean {near[0]}?" if near else "see --help"
+        raise UserError(f"unknown option {' '.join(unused)} ({mend})")
     return tuple(parsed[: len(config_types)])
 
 

@@ -43,8 +43,19 @@ def test_unknown_key_is_refused_with_the_nearest_known_one(tmp_path: Path) -> No
 
 
 def test_unknown_option_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="unknown option --stepps"):
+    with pytest.raises(UserError, match=r"unknown option --stepps 3 \(did you mean --steps\?\)"):
         _parse(tmp_path, "data: d", "--stepps", "3")
+    with pytest.raises(UserError, match=r"unknown option --xyz=3 \(see --help\)"):
+        _parse(tmp_path, "data: d", "--xyz=3")
+
+
+def test_help_says_what_an_option_and_its_opposite_do(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parse_config(Settings, description="test", argv=["--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert ended.value.code == 0
+    assert "new order (default: True)" in shown
+    assert "--no_shuffle, --no-shuffle the same as --shuffle false" in shown
 
 
 def test_command_line_wins_and_the_rest_stays(tmp_path: Path) -> None:

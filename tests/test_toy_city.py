@@ -217,8 +217,16 @@ def test_a_failed_build_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_command_line_says_what_is_wrong(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "data_gen.toy_city", "--seed", "-4", "--output", str(tmp_path / "city")]
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (["--seed", "-4"], "--seed -4: must be a whole number from 0"),
+        (["--sead", "4"], "the following arguments are required: --seed (see --help)"),
+        (["--seed", "4", "--pixel", "9", "--fotos", "9"], "unrecognized arguments: --fotos 9 (see --help)"),
+    ],
+)
+def test_command_line_says_in_one_line_what_is_wrong(tmp_path: Path, options: list[str], complaint: str) -> None:
+    command = [sys.executable, "-m", "data_gen.toy_city", *options, "--output", str(tmp_path / "city")]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 2
-    assert result.stderr.strip() == "error: --seed -4: must be a whole number from 0"
+    assert result.stderr == f"error: {complaint}\n"

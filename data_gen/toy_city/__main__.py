@@ -8,6 +8,7 @@ Example:
 import argparse
 import os
 from pathlib import Path
+from typing import NoReturn
 
 from data_gen.toy_city.build import CityOptions, build_city
 from data_gen.toy_city.names import FIRST_PRETRAINING_SEED
@@ -17,13 +18,21 @@ from llava_ial.errors import UserError, run_command
 TOY_CLIP = Path(__file__).resolve().parents[2] / "train" / "toy_base" / "models" / "toy-clip"
 
 
+class _Parser(argparse.ArgumentParser):
+    """An argument parser whose complaints are one line, as those of every command here."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (see --help)")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Describe the command line."""
     sizes = "; ".join(f"{name}: {spec.photos} photos" for name, spec in SIZES.items())
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="python -m data_gen.toy_city",
         description="Build an invented town: an OpenStreetMap extract, neighbourhood polygons, and street photos with "
-        "EXIF positions, captions and a train/val/test split. The same seed, size and pixels give the same bytes.",
+        "EXIF positions, captions and a train/val/test split. The same seed, size, pixels and photos give the same "
+        "bytes.",
     )
     seed_help = f"which town; below {FIRST_PRETRAINING_SEED} for demos, from there on for pretraining (other names)"
     parser.add_argument("--seed", type=int, required=True, help=seed_help)
