@@ -99,7 +99,9 @@ class EvaluateConfig:
     compare: Path | None = field(
         default=None, metadata={"help": "folder of another evaluation of the same questions: a paired test against it"}
     )
-    batch_size: int = field(default=32, metadata={"help": "questions at a time; does not change the answers"})
+    batch_size: int = field(
+        default=32, metadata={"help": "questions at a time; in float32 it does not change the answers"}
+    )
     max_new_tokens: int = field(default=MAX_NEW_TOKENS, metadata={"help": "most tokens of an answer"})
     seed: int = field(default=0, metadata={"help": "of the shuffled photos and of the intervals"})
     image_root: Path | None = field(default=None, metadata={"help": "where the photos are now, if they were moved"})

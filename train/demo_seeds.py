@@ -1,4 +1,4 @@
-"""What do demos of several towns give on the mean? Towns differ by more than the interval of one of them says.
+r"""What do demos of several towns give on the mean? Towns differ by more than the interval of one of them says.
 
     for seed in 34 36 37; do
         make demo SEED=$seed SERVE=0

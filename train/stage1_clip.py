@@ -1,13 +1,18 @@
 r"""Stage 1: tune CLIP with the three losses of AddressCLIP (arXiv 2407.08156), so that photos find their addresses.
 
-    one GPU     accelerate launch train/stage1_clip.py --config train/configs/pitts_ial.yaml --num_processes 1
-    eight GPUs  accelerate launch --multi_gpu --num_processes 8 \
-                    train/stage1_clip.py --config train/configs/pitts_ial.yaml
+    eight GPUs  accelerate launch --multi_gpu --num_processes 8 --num_machines 1 --mixed_precision no \
+                    --dynamo_backend no train/stage1_clip.py --config train/configs/pitts_ial.yaml \
+                    --data DATA --output OUTPUT
+    one GPU     python train/stage1_clip.py --config train/configs/pitts_ial.yaml --num_processes 1 \
+                    --data DATA --output OUTPUT
     two CPUs    accelerate launch --multi_gpu --num_processes 2 --num_machines 1 --mixed_precision no \
-                    --dynamo_backend no train/stage1_clip.py --config train/configs/stage1_demo.yaml
-    one CPU     python train/stage1_clip.py --config train/configs/stage1_demo.yaml --num_processes 1
+                    --dynamo_backend no train/stage1_clip.py --config train/configs/stage1_demo.yaml \
+                    --data DATA --base train/toy_base/models/toy-clip --output OUTPUT
+    one CPU     python train/stage1_clip.py --config train/configs/stage1_demo.yaml --num_processes 1 \
+                    --data DATA --base train/toy_base/models/toy-clip --output OUTPUT
 
-The output is a plain CLIPModel folder with its gallery of addresses. The same command continues an interrupted run.
+The launcher's --mixed_precision decides nothing here: the precision is that of the configuration. The output is a plain
+CLIPModel folder with its gallery of addresses. The same command continues an interrupted run.
 """
 
 import os

@@ -1,8 +1,12 @@
-"""Stage 2: LoRA-tune LLaVA on address dialogues, with the vision tower of stage 1.
+r"""Stage 2: LoRA-tune LLaVA on address dialogues, with the vision tower of stage 1.
 
-    eight GPUs  deepspeed train/stage2_llava.py --config train/configs/pitts_ial_llava.yaml
-    two CPUs    DS_ACCELERATOR=cpu deepspeed --num_gpus 2 train/stage2_llava.py --config train/configs/stage2_demo.yaml
-    one process python train/stage2_llava.py --config train/configs/stage2_demo.yaml --num_processes 1
+    eight GPUs  deepspeed train/stage2_llava.py --config train/configs/pitts_ial_llava.yaml \
+                    --data DATA --clip STAGE1 --output_dir OUTPUT
+    two CPUs    DS_ACCELERATOR=cpu deepspeed --num_gpus 2 train/stage2_llava.py \
+                    --config train/configs/stage2_demo.yaml --data DATA --clip STAGE1 \
+                    --base train/toy_base/models/toy-llava --output_dir OUTPUT
+    one process python train/stage2_llava.py --config train/configs/stage2_demo.yaml --num_processes 1 \
+                    --data DATA --clip STAGE1 --base train/toy_base/models/toy-llava --output_dir OUTPUT
 
 Options are those below and every one of transformers.TrainingArguments. The output is a PEFT adapter folder that also
 holds projector, tower, processor, prompt template and the stage 1 encoder. The same command continues an interrupted

@@ -1,6 +1,6 @@
 r"""How does LLaVA read what stage 1 has learned? Ways to tune it, compared on some towns and reported on others.
 
-    for seed in 7 34 36 37 38; do make demo SEED=$seed SERVE=0; done
+    for seed in 7 34 35 36 37 38 39 40; do make demo SEED=$seed SERVE=0; done
     python -m train.stage2_towns --config train/configs/stage2_towns.yaml --base train/toy_base/models/toy-llava \
         --output OUTPUT
 

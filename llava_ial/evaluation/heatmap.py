@@ -1,4 +1,4 @@
-"""Where in a city does a text light up? The encoder's answer at every photo of a split, drawn over the street map.
+r"""Where in a city does a text light up? The encoder's answer at every photo of a split, drawn over the street map.
 
     python -m llava_ial.evaluation.heatmap --model runs/demo/stage1 --data runs/demo/data --text "Grant Street" \
         --output runs/demo/heatmap
