@@ -77,13 +77,14 @@ def _annotate(path: Path, names: list[str]) -> None:
     path.write_text(json.dumps(dict(zip([f"./{name}" for name in names], texts, strict=True))))
 
 
-def _fake_pitts(folder: Path) -> None:
-    names = [f"000/{n:06d}_pitch1_yaw{view}.jpg" for n in range(3) for view in (1, 2)]
+def fake_pitts(folder: Path, num_panoramas: int = 3) -> None:
+    """Two crops of each panorama, all on one piece of street: one queries, one is the database, the others train."""
+    names = [f"000/{n:06d}_pitch1_yaw{view}.jpg" for n in range(num_panoramas) for view in (1, 2)]
     for number, name in enumerate(names):
         draw_photo(folder / name, number)
-    lines = ["utm_east,utm_north", *(f"{584_000 + 20 * n},4477000" for n in range(3))]
+    lines = ["utm_east,utm_north", *(f"{584_000 + 20 * n},4477000" for n in range(num_panoramas))]
     (folder / "utm.csv").write_text("\n".join(lines) + "\n")
-    for part, own in (("train", names[:2]), ("database", names[2:4]), ("queries", names[4:])):
+    for part, own in (("train", names[:-4]), ("database", names[-4:-2]), ("queries", names[-2:])):
         _annotate(folder / f"pitts_{part}.json", own)
 
 
@@ -102,7 +103,7 @@ def _fake_sf(datasets: Path, size: str) -> None:
 @pytest.mark.parametrize("config", ["pitts_ial", "sf_ial_base", "sf_ial_large"])
 def test_published_layouts_build(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, config: str) -> None:
     if config == "pitts_ial":
-        _fake_pitts(tmp_path / "datasets" / "Pitts-IAL")
+        fake_pitts(tmp_path / "datasets" / "Pitts-IAL")
     else:
         _fake_sf(tmp_path / "datasets", config.removeprefix("sf_ial_"))
     monkeypatch.chdir(tmp_path)
@@ -132,7 +133,7 @@ def test_published_layouts_build(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 def test_whole_panoramas_of_train_validate_where_no_val_is_published(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    _fake_pitts(tmp_path / "datasets" / "Pitts-IAL")
+    fake_pitts(tmp_path / "datasets" / "Pitts-IAL")
     monkeypatch.chdir(tmp_path)
     settings = str(ROOT / "data_gen" / "configs" / "pitts_ial.yaml")
 
