@@ -21,12 +21,13 @@ os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count() or 1))  # read once,
 import contextlib
 import time
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from llava_ial.config import parse_config, save_config
 from llava_ial.data.dataset import IALDataset
-from llava_ial.distributed import is_main_process, join_processes, run_on_main_process, shut_down
+from llava_ial.distributed import is_main_process, join_processes, run_on_main_process, shut_down, world_size
 from llava_ial.errors import UserError, run_command
 from llava_ial.evaluation.baselines import Baselines
 from llava_ial.evaluation.questions import QuestionList, elsewhere_questions, load_questions
@@ -172,8 +173,14 @@ def _publish(
     asked = Path(str(config.predictions or config.model)).name
     title = f"{asked} on {config.data.name}, split {config.split}"
     write_text(config.output / REPORT, results.report(title, has_photos=config.photos_in_report))
-    run = {"seconds": round(time.time() - started, 1), "batch_size": config.batch_size, "device": config.device}
-    run["dtype"] = identity.get("dtype")
+    run = {
+        "started_at": datetime.fromtimestamp(started, UTC).isoformat(timespec="seconds"),
+        "seconds": round(time.time() - started, 1),
+        "batch_size": config.batch_size,
+        "device": choose_device(config.device),
+        "num_processes": world_size(),
+        "dtype": identity.get("dtype"),
+    }
     run |= {"num_answers": results.num_answers, **results.billed(config.price_in, config.price_out)}
     run |= results.speed()
     write_json(config.output / "run.json", run)

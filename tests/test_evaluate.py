@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -79,7 +80,14 @@ def test_results_do_not_depend_on_the_batch(config, predictor, batch_size, tmp_p
     evaluate(config, as_backend(predictor, config))
     assert published(config.output) == expected
     run = json.loads((config.output / "run.json").read_text())
-    assert (run["batch_size"], run["dtype"], run["device"]) == (batch_size, "torch.float32", config.device)
+    assert (run["batch_size"], run["dtype"], run["num_processes"]) == (batch_size, "torch.float32", 1)
+
+
+def test_the_record_of_a_run_names_the_device_that_was_taken(config, predictor, monkeypatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    config.device = "auto"
+    evaluate(config, as_backend(predictor, config))
+    assert json.loads((config.output / "run.json").read_text())["device"] == "cpu"
 
 
 def test_a_stage_1_folder_is_ranked_alone(config, tiny_folders, capsys) -> None:
