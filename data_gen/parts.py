@@ -7,14 +7,10 @@ cluster or Ray make the same files.
 """
 
 import json
-import os
-import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +22,7 @@ from data_gen.map_cache import CompiledMap, load_compiled_map
 from data_gen.run_options import RunOptions, Share
 from data_gen.settings import BuildSettings
 from data_gen.streets import StreetMap
+from data_gen.workers import worker_pool
 from llava_ial.errors import UserError
 from llava_ial.manifest import MANIFEST, write_json
 
@@ -186,32 +183,15 @@ def run_parts(name: str, task: PartTask, context: Context, parts: Sequence[int],
             run_part(name, task, context, part)
         return
     alone = replace(context, workers=1)
-    with ProcessPoolExecutor(context.workers, get_context("spawn"), initializer=_be_a_worker) as pool:
+    with worker_pool(context.workers) as pool:
         waiting = [pool.submit(run_part, name, task, alone, part) for part in parts]
-        try:
-            for future in tqdm(waiting, desc=f"{name}, parts", unit="part", disable=None):
-                future.result()
-        except BaseException:
-            pool.shutdown(wait=True, cancel_futures=True)
-            raise
+        for future in tqdm(waiting, desc=f"{name}, parts", unit="part", disable=None):
+            future.result()
 
 
 def run_part(name: str, task: PartTask, context: Context, part: int) -> None:
     """One part of one step, and its mark."""
     _finish(_mark(context, name, part), task(context, part))
-
-
-def _be_a_worker() -> None:
-    os.environ["TQDM_DISABLE"] = "1"  # the parts are counted by the process that shares them out
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """A pool waits for work for ever; when the process that shares it out is killed, nobody is left to send any."""
-    parent = parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)  # as a kill would: what is written is whole, because it is renamed into place
 
 
 def _mark(context: Context, name: str, part: int | None) -> Path:

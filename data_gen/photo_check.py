@@ -5,14 +5,13 @@ import os
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from multiprocessing import get_context
 from pathlib import Path
 
 from PIL import Image
 from tqdm import tqdm
 
+from data_gen.workers import worker_pool
 from llava_ial.data.images import can_read_heif
 from llava_ial.exif import PhotoMetadata, read_metadata
 from llava_ial.records import DroppedRecord, PhotoRecord
@@ -128,7 +127,7 @@ def read_files(files: Sequence[Path], label: str, workers: int) -> list[FileRepo
                 reports.append(read_file(file))
                 bar.update()
             return reports
-        with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        with worker_pool(workers) as pool:
             for report in pool.map(read_file, files, chunksize=_CHUNK):
                 reports.append(report)
                 bar.update()

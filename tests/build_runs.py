@@ -45,3 +45,11 @@ def error_of(
 def files_of(folder: Path, *, without: Sequence[str] = ("run.json",)) -> dict[str, bytes]:
     found = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     return {name: content for name, content in found.items() if name not in without}
+
+
+def is_alive(process: Path) -> bool:
+    """Whether a process runs, by its folder in /proc."""
+    try:
+        return (process / "stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from llava_ial.config import load_yaml
-from tests.build_runs import ROOT, arguments_of, build_here, error_of, files_of, town
+from tests.build_runs import ROOT, arguments_of, build_here, error_of, files_of, is_alive, town
 from tests.grid_town import photo_row, write_csv
 
 __all__ = ["town"]
@@ -98,16 +98,9 @@ def test_workers_end_with_the_process_that_was_killed(town: dict[str, str], tmp_
     process.send_signal(signal.SIGKILL)
     process.wait()
     until = time.monotonic() + 30
-    while any(map(_is_alive, workers)):
+    while any(map(is_alive, workers)):
         assert time.monotonic() < until, workers
         time.sleep(0.1)
-
-
-def _is_alive(process: Path) -> bool:
-    try:
-        return (process / "stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except (FileNotFoundError, ProcessLookupError):
-        return False
 
 
 def test_finished_folder_is_left_alone_and_another_build_refused(

@@ -2,7 +2,6 @@
 
 import datetime
 import io
-import multiprocessing
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from data_gen.toy_city.light import draw_light
 from data_gen.toy_city.place import Place
 from data_gen.toy_city.render import render_views
 from data_gen.toy_city.scene import Scene
+from data_gen.workers import worker_pool
 
 JPEG_QUALITY = 88
 _GPS_IFD, _EXIF_IFD, _DATE_TIME_ORIGINAL = 0x8825, 0x8769, 0x9003
@@ -139,9 +139,8 @@ def _shoot_all(job: Job, panoramas: list[Panorama], workers: int) -> Iterator[li
     if workers <= 1:
         yield from (shoot_panorama(job, panorama) for panorama in panoramas)
         return
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(workers, initializer=_start_worker, initargs=(job,)) as pool:
-        yield from pool.imap(_shoot_in_worker, panoramas, chunksize=8)
+    with worker_pool(workers, _start_worker, job) as pool:
+        yield from pool.map(_shoot_in_worker, panoramas, chunksize=8)
 
 
 def shoot_city(job: Job, panoramas: list[Panorama], workers: int) -> tuple[list[Photo], float]:

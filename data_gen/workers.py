@@ -1,0 +1,43 @@
+"""Pools of processes in which nobody waits for ever for somebody who was killed."""
+
+import os
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import get_context, parent_process
+
+
+@contextmanager
+def worker_pool(
+    workers: int, prepare: Callable[..., None] | None = None, *given: object
+) -> Iterator[ProcessPoolExecutor]:
+    """A pool whose work ends with an error where a worker is killed, for lack of memory say.
+
+    ``multiprocessing.Pool`` starts another worker then, and waits for ever for what the killed one was doing.
+
+    Args:
+        workers: How many processes.
+        prepare: Called in each with what is ``given``, before its first work.
+    """
+    with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start, initargs=(prepare, given)) as pool:
+        try:
+            yield pool
+        except BaseException:
+            pool.shutdown(wait=True, cancel_futures=True)
+            raise
+
+
+def _start(prepare: Callable[..., None] | None, given: tuple[object, ...]) -> None:
+    os.environ["TQDM_DISABLE"] = "1"  # work is counted by the process that shares it out
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    if prepare is not None:
+        prepare(*given)
+
+
+def _end_with_parent() -> None:
+    """A pool waits for work for ever; when the process that shares it out is killed, nobody is left to send any."""
+    parent = parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)  # as a kill would: what is written is whole, because it is renamed into place
