@@ -4,7 +4,6 @@ import signal
 import subprocess
 import sys
 import time
-from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 import pytest
@@ -14,6 +13,7 @@ from data_gen.toy_city.photos import Job, shoot_city
 from data_gen.toy_city.place import build_place
 from data_gen.toy_city.plan import build_plan
 from data_gen.toy_city.scene import build_scene
+from llava_ial.errors import UserError
 from tests.build_runs import ROOT, is_alive
 from tests.grid_town import draw_photo
 
@@ -38,7 +38,7 @@ def test_a_killed_worker_ends_the_drawing_of_a_city(tmp_path: Path) -> None:
     plan = build_plan(7, "tiny")
     job = Job(build_scene(plan), build_place(plan), 2, 64, tmp_path)
     *panoramas, last = place_panoramas(plan, 8, 2)
-    with pytest.raises(BrokenProcessPool):
+    with pytest.raises(UserError, match="--workers 2: the system killed one of them"):
         shoot_city(job, [*panoramas, Fatal(**vars(last))], workers=2)
 
 
