@@ -14,6 +14,7 @@ import platform
 import shutil
 import sys
 import time
+from contextlib import nullcontext
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -40,7 +41,7 @@ from data_gen.summary import print_examples, report
 from llava_ial.config import parse_config, save_config
 from llava_ial.data.dataset import KIND
 from llava_ial.errors import UserError, run_command
-from llava_ial.manifest import FolderState, claim_folder, publish_manifest, write_json, write_text
+from llava_ial.manifest import FolderState, claim_folder, hold_folder, publish_manifest, write_json, write_text
 from llava_ial.records import (
     AddressRecord,
     DroppedRecord,
@@ -77,16 +78,18 @@ def build(settings: BuildSettings, options: RunOptions) -> None:
     steps = Steps(context, options)
     if options.share.count > 1:
         print(f"process {options.share.index} of {options.share.count} that share {folder}", flush=True)
-    try:
-        _run(steps, context)
-    except UserError:
-        # The inputs are at fault: after they are mended this is another build, which the claim would refuse.
-        if state is FolderState.NEW and options.share.count == 1 and not (folder / WORK / SAID).exists():
-            shutil.rmtree(folder)
-        raise
-    if options.share.index == 0:
-        _publish(context, identity, started, steps)
-        print_examples(folder)
+    is_alone = options.share.count == 1
+    with hold_folder(folder) if is_alone else nullcontext():
+        try:
+            _run(steps, context)
+        except UserError:
+            # The inputs are at fault: after they are mended this is another build, which the claim would refuse.
+            if state is FolderState.NEW and is_alone and not (folder / WORK / SAID).exists():
+                shutil.rmtree(folder)
+            raise
+        if options.share.index == 0:
+            _publish(context, identity, started, steps)
+            print_examples(folder)
     print(f"\ncomplete: {folder}; look at {folder / 'preview.html'}")
 
 

@@ -112,6 +112,7 @@ def hold_folder(folder: Path) -> Iterator[None]:
     import fcntl  # not on Windows, where everything else here can be read
 
     with (folder / BUILDING).open("rb") as mark:
+        os.register_at_fork(after_in_child=mark.close)  # workers may outlive a killed run for seconds
         try:
             fcntl.flock(mark, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

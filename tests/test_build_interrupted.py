@@ -10,7 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from data_gen import build
+from data_gen.parts import Context, Facts
 from llava_ial.config import load_yaml
+from llava_ial.errors import UserError
+from llava_ial.manifest import hold_folder
 from tests.build_runs import ROOT, arguments_of, build_here, error_of, files_of, is_alive, town
 from tests.grid_town import photo_row, write_csv
 
@@ -32,6 +36,23 @@ def test_files_depend_on_inputs_settings_and_seed_alone(
     saved = load_yaml(tmp_path / "one" / "config.yaml")
     assert saved["seed"] == 0
     assert not {"output", "workers"} & saved.keys()
+
+
+def test_a_running_build_keeps_others_out_of_its_folder(
+    monkeypatch: pytest.MonkeyPatch, town: dict[str, str], tmp_path: Path
+) -> None:
+    """Who is done first takes away what the other still reads."""
+    refused, cap_photos = [], build.cap_photos
+
+    def second(context: Context) -> Facts:
+        with pytest.raises(UserError, match="another process works on it"), hold_folder(tmp_path / "data"):
+            pass
+        refused.append(True)
+        return cap_photos(context)
+
+    monkeypatch.setattr(build, "cap_photos", second)
+    build_here(monkeypatch, town, tmp_path / "data")
+    assert refused
 
 
 @pytest.mark.parametrize("when", ["before", "after"])

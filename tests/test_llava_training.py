@@ -18,6 +18,7 @@ from llava_ial.data.dataset import IALDataset
 from llava_ial.data.llava import IGNORE_INDEX
 from llava_ial.data.llava_dataset import LlavaCollator, LlavaDataset
 from llava_ial.errors import UserError
+from llava_ial.manifest import hold_folder
 from llava_ial.models.llava import PROJECTOR, LoraSettings, add_adapter, load_base
 from llava_ial.models.llava_folder import load_llava_ial
 from llava_ial.training.llava_arguments import LlavaArguments
@@ -49,6 +50,41 @@ def test_the_folder_and_every_checkpoint_are_whole(train: Train, capsys: pytest.
     assert [line["step"] for line in log] == [1, 2, 3, 4]
     table = capsys.readouterr().out
     assert re.search(r"vision tower +[\d,]+ +0\n", table)
+
+
+def test_a_running_training_keeps_others_out_of_its_folder(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused = []
+
+    def second() -> None:
+        with pytest.raises(UserError, match="another process works on it"), hold_folder(tmp_path / "out"):
+            pass
+        refused.append(True)
+
+    interrupt(monkeypatch, 1, second)
+    train()
+    assert refused
+
+
+def test_a_killed_run_is_continued_only_when_nobody_else_works_on_it(
+    train: Train, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        interrupt(patch, 1, _stop)
+        with pytest.raises(KeyboardInterrupt):
+            train()
+    being_written = tmp_path / "out" / "checkpoints" / "checkpoint-2"
+    being_written.mkdir(parents=True)
+    with hold_folder(tmp_path / "out"), pytest.raises(UserError, match="another process works on it"):
+        train()
+    assert being_written.exists()
+    train()
+    assert not being_written.exists()
+
+
+def _stop() -> None:
+    raise KeyboardInterrupt
 
 
 def test_what_moves_in_a_run(train: Train, tiny_folders: TinyFolders) -> None:

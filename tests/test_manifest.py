@@ -1,5 +1,8 @@
 """Folders: claimed, resumed, refused, published."""
 
+import multiprocessing
+import time
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,7 @@ from llava_ial.manifest import (
     FolderState,
     claim_folder,
     config_hash,
+    hold_folder,
     publish_manifest,
     read_manifest,
     write_text,
@@ -82,3 +86,24 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     with pytest.raises(UnicodeEncodeError):
         write_text(path, "\ud800")
     assert path.read_text() == "old"
+
+
+def test_a_worker_that_outlives_a_killed_run_keeps_nobody_out(tmp_path: Path) -> None:
+    claim_folder(tmp_path / "out", "thing", {})
+    with hold_folder(tmp_path / "out"):
+        fork = multiprocessing.get_context("fork")
+        is_there = fork.Event()
+        worker = fork.Process(target=_work, args=(is_there,))
+        worker.start()
+        assert is_there.wait(10)
+    try:
+        with hold_folder(tmp_path / "out"):
+            assert worker.is_alive()
+    finally:
+        worker.kill()
+        worker.join()
+
+
+def _work(is_there: Event) -> None:
+    is_there.set()
+    time.sleep(60)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoImageProcessor, CLIPModel, CLIPVisionModel
 
 from llava_ial.errors import UserError
-from llava_ial.manifest import file_hash, read_manifest
+from llava_ial.manifest import file_hash, hold_folder, read_manifest
 from llava_ial.models.identity import tower_hash
 from llava_ial.training import clip_progress
 from llava_ial.training.checkpoints import complete_checkpoints
@@ -45,6 +45,20 @@ def test_a_resumed_run_equals_one_without_interruption_bitwise(tmp_path: Path, t
         with pytest.raises(KeyboardInterrupt):
             train(tmp_path / "parts", checkpoint_every=0)
     same_results(whole, train(tmp_path / "parts", checkpoint_every=5))
+
+
+def test_a_running_training_keeps_others_out_of_its_folder(tmp_path: Path, train, monkeypatch):
+    """One whose launcher was killed goes on: started again, two of them would write the same checkpoints."""
+    refused = []
+
+    def second() -> None:
+        with pytest.raises(UserError, match="another process works on it"), hold_folder(tmp_path / "a"):
+            pass
+        refused.append(True)
+
+    monkeypatch.setattr(stage1_clip, "show", Interrupter(2, second))
+    train(tmp_path / "a")
+    assert refused
 
 
 def test_a_checkpoint_is_a_whole_folder_of_its_own(tmp_path: Path, train):

@@ -26,6 +26,7 @@ os.environ.setdefault(
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the tokenizer runs in forked workers
 
+import contextlib
 import math
 from typing import Any
 
@@ -74,8 +75,8 @@ def main() -> None:
     if settings.dry_run:
         distributed.run_on_main_process(lambda: describe(run))
     else:
-        with refuse_full_disk(settings.output):
-            if claim(run) is FolderState.COMPLETE:
+        with refuse_full_disk(settings.output), contextlib.ExitStack() as held:
+            if claim(run, held) is FolderState.COMPLETE:
                 say(f"{settings.output}: already complete, nothing to do")
             else:
                 train(run)

@@ -16,6 +16,7 @@ run from its newest checkpoint.
 import os
 import sys
 import warnings
+from contextlib import ExitStack
 from pathlib import Path
 
 # Read when torch is imported, so it stands above that: threads that spin for each other starve the other process.
@@ -70,17 +71,21 @@ def main() -> None:
             say(preview(run, has_colours=has_colours))
         distributed.shut_down()
         return
-    # A finished or foreign folder is told of before models are loaded; a new one is made only when they fit.
-    state = distributed.run_on_main_process(lambda: claim(output, inputs) if is_taken(output) else FolderState.NEW)
-    if state is FolderState.COMPLETE:
-        say(f"{output}: already complete, nothing to do")
-    else:
-        transformers_logging.disable_progress_bar()
-        seed_everything(arguments.seed)
-        run = distributed.run_on_every_process(lambda: build_any_run(settings, arguments, inputs))
-        distributed.run_on_main_process(lambda: claim(output, inputs))
-        distributed.run_on_every_process(lambda: refuse_unshared(output))
-        train(run)
+    with ExitStack() as held:
+        # A finished or foreign folder is told of before models are loaded; a new one is made only when they fit.
+        state = distributed.run_on_main_process(
+            lambda: claim(output, inputs, held) if is_taken(output) else FolderState.NEW
+        )
+        if state is FolderState.COMPLETE:
+            say(f"{output}: already complete, nothing to do")
+        else:
+            transformers_logging.disable_progress_bar()
+            seed_everything(arguments.seed)
+            run = distributed.run_on_every_process(lambda: build_any_run(settings, arguments, inputs))
+            if state is FolderState.NEW:
+                distributed.run_on_main_process(lambda: claim(output, inputs, held))
+            distributed.run_on_every_process(lambda: refuse_unshared(output))
+            train(run)
     distributed.shut_down()
 
 

@@ -2,6 +2,7 @@
 
 import shutil
 import time
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from llava_ial.calibration import Calibration
 from llava_ial.config import save_config
 from llava_ial.data.views import ONE
 from llava_ial.errors import UserError
-from llava_ial.manifest import FolderState, claim_folder, is_claimed, read_manifest, write_json
+from llava_ial.manifest import FolderState, claim_folder, hold_folder, is_claimed, read_manifest, write_json
 from llava_ial.models.address_clip import AddressCLIP, DualEncoder, load_dual_encoder
 from llava_ial.models.clip_parts import has_adapters, merged_copy
 from llava_ial.models.photo_memory import PhotoMemory
@@ -47,14 +48,17 @@ MAX_SKIPPED_SHARE = 0.01
 CALIBRATED_ON = "val"
 
 
-def claim(run: ClipRun) -> FolderState:
-    """Takes the output folder for these settings, this data set and this base."""
+def claim(run: ClipRun, held: ExitStack) -> FolderState:
+    """Takes the output folder for these settings, this data set and this base, and keeps it until ``held`` ends."""
 
     def take() -> FolderState:
         output = run.settings.output
         if run.settings.resume and not is_claimed(output):
             raise UserError(f"--resume true: nothing to continue in {output}; leave it out to start there")
-        return claim_folder(output, KIND, run.identity)
+        state = claim_folder(output, KIND, run.identity)
+        if state is not FolderState.COMPLETE:
+            held.enter_context(hold_folder(output))
+        return state
 
     return distributed.run_on_main_process(take)
 

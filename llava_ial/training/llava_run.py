@@ -3,7 +3,7 @@
 import copy
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from llava_ial.data.llava_json import draw_mixed, hash_of_json, parse_mixture
 from llava_ial.data.training_dialogues import CAPTIONS, OWN, training_dialogues
 from llava_ial.errors import UserError
 from llava_ial.locating import Locator, load_encoder
-from llava_ial.manifest import BUILDING, MANIFEST, FolderState, claim_folder, file_hash, read_manifest
+from llava_ial.manifest import BUILDING, MANIFEST, FolderState, claim_folder, file_hash, hold_folder, read_manifest
 from llava_ial.models.attention import describe_attention
 from llava_ial.models.feature_layers import set_features
 from llava_ial.models.image_text import KIND as IMAGE_TEXT_KIND
@@ -128,10 +128,12 @@ def _mixed_hashes(mix: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def claim(output: Path, inputs: Inputs) -> FolderState:
-    """Takes the output folder, and clears what a killed run was about to write."""
+def claim(output: Path, inputs: Inputs, held: ExitStack) -> FolderState:
+    """Takes the output folder, keeps it until ``held`` ends, and clears what a killed run was about to write."""
     with refuse_full_disk(output):
         state = claim_folder(output, inputs.kind, inputs.identity)
+        if state is not FolderState.COMPLETE:
+            held.enter_context(hold_folder(output))
     for folder in (output / CHECKPOINTS).glob(f"{UNFINISHED}*"):
         shutil.rmtree(folder)
     return state
