@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from data_gen.toy_city import build
 from data_gen.toy_city.build import MANIFEST, CityOptions, build_city
 from data_gen.toy_city.capture import TRAIN_DAYS, aim_camera, draw_movers, place_panoramas
 from data_gen.toy_city.light import draw_light
@@ -215,6 +217,38 @@ def test_a_failed_build_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="--photos 100000"):
         build_city(CityOptions(1, "tiny", photos=100_000), tmp_path / "city", workers=1)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_build_has_left_is_gone_after_the_next(tmp_path: Path) -> None:
+    draft = tmp_path / ".city.partial"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(build, "write_tables", _kill)
+        patch.setattr(shutil, "rmtree", lambda *_, **__: None)  # a killed process cleans nothing up
+        with pytest.raises(Killed):
+            build_city(OPTIONS, tmp_path / "city", workers=1)
+    assert (draft / "photos").is_dir()
+    build_city(OPTIONS, tmp_path / "city", workers=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["city"]
+    assert not (tmp_path / "city" / "building.json").exists()
+
+
+def test_two_builds_of_a_city_are_kept_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def second(*_: object) -> None:
+        with pytest.raises(UserError, match="another process works on it"):
+            build_city(OPTIONS, tmp_path / "city", workers=1)
+        raise Killed
+
+    monkeypatch.setattr(build, "write_tables", second)
+    with pytest.raises(Killed):
+        build_city(OPTIONS, tmp_path / "city", workers=1)
+
+
+class Killed(BaseException):
+    """Stands for a kill: nothing catches it."""
+
+
+def _kill(*_: object) -> None:
+    raise Killed
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import shutil
 import time
 from collections.abc import Iterable
@@ -21,6 +20,7 @@ from data_gen.toy_city.plan import SIZES, Plan, build_plan
 from data_gen.toy_city.scene import build_scene
 from data_gen.toy_city.street_map import write_neighbourhoods, write_osm
 from llava_ial.errors import UserError
+from llava_ial.manifest import BUILDING, hold_folder
 
 PHOTO_COLUMNS = (
     "image_path",
@@ -102,7 +102,7 @@ def is_complete(options: CityOptions, output: Path) -> bool:
 def build_city(options: CityOptions, output: Path, workers: int, clip: Path | None = None) -> None:
     """Build a city, or find it already complete.
 
-    Everything is written under a temporary name beside `output` and renamed at the end.
+    Everything is written under a temporary name beside `output` and renamed at the end; one process at a time does so.
 
     Args:
         options: What to build.
@@ -111,7 +111,7 @@ def build_city(options: CityOptions, output: Path, workers: int, clip: Path | No
         clip: Folder of an untuned CLIP to measure beside the baselines without learning.
 
     Raises:
-        UserError: For impossible options and for an output that holds something else.
+        UserError: For impossible options, for an output that holds something else or that another process builds.
     """
     options.check()
     if workers < 1:
@@ -120,14 +120,27 @@ def build_city(options: CityOptions, output: Path, workers: int, clip: Path | No
         print(f"{output}: already complete (seed {options.seed}, {options.size}), nothing to do")
         return
     output.parent.mkdir(parents=True, exist_ok=True)
-    draft = output.parent / f".{output.name}.partial-{os.getpid()}"
-    try:
-        draft.mkdir()
-        _fill_folder(options, draft, workers, clip)
-        draft.replace(output)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
+    draft = output.parent / f".{output.name}.partial"
+    draft.mkdir(exist_ok=True)
+    (draft / BUILDING).touch()
+    with hold_folder(draft):
+        try:
+            _remove_leftovers(draft)
+            _fill_folder(options, draft, workers, clip)
+            (draft / BUILDING).unlink()
+            draft.replace(output)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)
     print(f"city: {output}")
+
+
+def _remove_leftovers(draft: Path) -> None:
+    """Empties what a killed build has left, but for the mark that is held."""
+    for path in draft.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name != BUILDING:
+            path.unlink()
 
 
 def _fill_folder(options: CityOptions, folder: Path, workers: int, clip: Path | None) -> None:
