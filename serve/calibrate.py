@@ -8,14 +8,16 @@ its temperature and its thresholds; measured again, it is written anew. Take a s
 """
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from llava_ial.calibration import CALIBRATION, calibrate, save_calibration
+from llava_ial.calibration import CALIBRATION, calibrate, load_calibration, save_calibration
 from llava_ial.config import parse_config
 from llava_ial.data.dataset import IALDataset
 from llava_ial.errors import UserError, run_command
@@ -54,7 +56,7 @@ def main() -> None:
     manifest = read_manifest(folder, ADDRESS_CLIP_KIND)
     if manifest["gallery_hash"] != dataset.gallery_hash:
         raise UserError(f"--data {config.data} has other addresses than --model {config.model}; name its own data set")
-    (folder / CALIBRATION).unlink(missing_ok=True)  # what is measured is the encoder as it was trained
+    _remove_unusable(folder, manifest)
     predictor = AddressPredictor.from_pretrained(folder, device=choose_device(config.device))
     row = {record.sub_street_id: i for i, record in enumerate(predictor.gallery)}
     here = _cosines(predictor, [dataset.image_file(s.photo.image_path) for s in samples], config.batch_size)
@@ -69,6 +71,17 @@ def main() -> None:
     save_calibration(folder, result, manifest)
     for name, value in dataclasses.asdict(result).items():
         print(f"{name:20} {value}")
+
+
+def _remove_unusable(folder: Path, manifest: Mapping[str, Any]) -> None:
+    """Takes away a calibration that nothing opens the folder with; a good one is there until it is written anew.
+
+    What is measured, cosines, is the encoder's alone.
+    """
+    try:
+        load_calibration(folder, manifest)
+    except UserError:
+        (folder / CALIBRATION).unlink()
 
 
 def _cosines(predictor: AddressPredictor, photos: list[Path], batch_size: int) -> torch.Tensor:

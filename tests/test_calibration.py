@@ -103,12 +103,23 @@ def test_the_command_calibrates_a_model_that_then_uses_it(tiny_folders: TinyFold
     expected = (before.logit_scale * before.cosines([photo]) / after.calibration.temperature).softmax(dim=1)
     assert after.probabilities([photo]).tolist() == [pytest.approx(expected[0].tolist(), abs=1e-6)]
     values = json.loads((folder / CALIBRATION).read_text())
+    with monkeypatch.context() as patch:
+        patch.setattr(command, "calibrate", _interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            command.main()
+    assert json.loads((folder / CALIBRATION).read_text()) == values
     (folder / CALIBRATION).write_text(json.dumps(values | {"tower_hash": "another"}))
     with pytest.raises(UserError, match="belongs to another encoder"):
         AddressPredictor.from_pretrained(folder)
     (folder / CALIBRATION).write_text("{")
     with pytest.raises(UserError, match=r"unreadable .* run serve.calibrate again"):
         AddressPredictor.from_pretrained(folder)
+    command.main()
+    assert json.loads((folder / CALIBRATION).read_text()) == values
+
+
+def _interrupted(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_saved_and_loaded_are_equal(tmp_path) -> None:
