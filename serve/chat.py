@@ -17,7 +17,6 @@ import importlib.util
 import signal
 import socket
 import sys
-import tempfile
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -41,7 +40,7 @@ from serve.examples import find_examples
 from serve.logins import load_logins
 from serve.page import ChatPage, PageOptions
 from serve.talk import BATCH_SIZE
-from serve.uploads import Uploads
+from serve.uploads import Uploads, open_folder
 
 DEMO_MODEL, DEMO_DATA = Path("runs/demo/stage2"), Path("runs/demo/data")
 DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -114,12 +113,12 @@ def main() -> None:
     warm_up(predictor)
     if config.share:
         print(texts.SHARE_WARNING, file=sys.stderr)
-    with tempfile.TemporaryDirectory(prefix="llava-ial-uploads-") as uploads:
+    with open_folder() as uploads:
         options = PageOptions(examples, config.tiles, config.max_waiting, config.time_limit_s, config.batch_size)
-        page = launch(predictor, config, Path(uploads), options, logins)
+        page = launch(predictor, config, uploads, options, logins)
         print(f"\nThe chat is open at http://{config.host}:{config.port} (Ctrl-C ends it)", flush=True)
         try:
-            wait_for_end(Uploads(Path(uploads)))
+            wait_for_end(Uploads(uploads))
         finally:
             page.close(verbose=False)
     print("The chat is closed; uploads are deleted.")

@@ -5,6 +5,10 @@ the queue when another leaves. That is why a file is deleted only when nobody us
 """
 
 import contextlib
+import fcntl
+import os
+import shutil
+import tempfile
 import threading
 import time
 import uuid
@@ -21,6 +25,7 @@ Move = Callable[[Path | str | None], Awaitable[str | None]]
 MAX_AGE_S, UNUSED_S = 3600, 600
 # An upload that has not grown for so long will not go on.
 STRAY_S = 120
+_PREFIX = "llava-ial-uploads-"
 
 
 def refuse_addresses(page: gr.Blocks) -> None:
@@ -41,6 +46,27 @@ def _of_this_computer(move: Move) -> Move:
         return await move(path)
 
     return moved
+
+
+@contextlib.contextmanager
+def open_folder() -> Iterator[Path]:
+    """A new folder for uploads, deleted at the end; those of chats that were killed are deleted now."""
+    for left in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError), _held(left):  # another's, or of a chat that runs
+            shutil.rmtree(left)
+    with tempfile.TemporaryDirectory(prefix=_PREFIX) as name, _held(Path(name)):
+        yield Path(name)
+
+
+@contextlib.contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Locks a folder against other processes; a kill lets go of it too."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 class Uploads:

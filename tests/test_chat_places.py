@@ -1,6 +1,10 @@
 """What stands beside the conversation: the map, the check of a stored position, the regions that carried the answer."""
 
+import os
 import random
+import subprocess
+import sys
+import tempfile
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,13 +18,22 @@ from llava_ial.prompts import PUBLISHED_QUESTION
 from serve import texts
 from serve.places import answer_address
 from serve.talk import Talk
-from serve.uploads import MAX_AGE_S, STRAY_S, UNUSED_S, Uploads
+from serve.uploads import MAX_AGE_S, STRAY_S, UNUSED_S, Uploads, open_folder
 from serve.why import GRID, attribute, cover
 from tests.test_chat import photos, predictor
 from tests.test_chat_page import page
 from tests.tiny_world import ORIGIN
 
 __all__ = ["page", "photos", "predictor"]
+
+ROOT = Path(__file__).resolve().parents[1]
+KILLED = """
+import os, signal
+from serve.uploads import open_folder
+with open_folder() as folder:
+    (folder / "photo.jpg").touch()
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
 
 
 def test_the_map_shows_candidates_and_answer(page, photos) -> None:
@@ -98,6 +111,20 @@ def test_the_regions_that_are_marked_carry_the_answer(page, photos, cover_with) 
         other_loss += float((logs[0] - logs[2:]).mean())
     assert marked_loss > other_loss
     assert marked_loss > 0
+
+
+def test_photos_of_a_killed_chat_are_deleted_at_the_next_start(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    environment = os.environ | {"TMPDIR": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", KILLED], cwd=ROOT, env=environment, check=False, timeout=60)
+    (killed,) = tmp_path.iterdir()
+    with open_folder() as first:
+        assert not killed.exists()
+        (first / "photo.jpg").touch()
+        with open_folder() as second:
+            assert sorted(tmp_path.iterdir()) == sorted([first, second])
+        assert (first / "photo.jpg").exists(), "its chat runs"
+    assert not list(tmp_path.iterdir())
 
 
 def test_photos_that_nobody_uses_any_more_are_deleted(tmp_path) -> None:
