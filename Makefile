@@ -5,6 +5,7 @@ PYTHON ?= python3.11
 SEED ?= 7
 PRESET ?= short
 SERVE ?= 1
+PORT ?= 7860
 
 BIN := .venv/bin
 READY := .venv/.ready
@@ -41,8 +42,8 @@ $(READY): pyproject.toml constraints.txt
 	@PATH="$(CURDIR)/$(BIN):$$PATH" DS_ACCELERATOR=cpu $(BIN)/python -c 'from llava_ial.training.deepspeed_start import load_cpu_communication as load; load()'
 	touch $@
 
-demo: setup  ## everything on an invented town, then the chat (SEED=7 PRESET=short|long SERVE=0 stops before it)
-	@PATH="$(CURDIR)/$(BIN):$$PATH" SEED=$(SEED) PRESET=$(PRESET) SERVE=$(SERVE) bash train/demo.sh
+demo: setup  ## everything on an invented town, then the chat (SEED=7 PRESET=short|long PORT=7860 SERVE=0 stops before it)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" SEED=$(SEED) PRESET=$(PRESET) SERVE=$(SERVE) PORT=$(PORT) bash train/demo.sh
 
 chain: setup  ## the same commands on a few real photos, learned by heart: is everything connected?
 	@PATH="$(CURDIR)/$(BIN):$$PATH" bash train/chain.sh

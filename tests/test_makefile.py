@@ -1,8 +1,10 @@
-"""`make setup` when it was killed before, and when two of them run at once; a script stands for Python and pip."""
+"""`make`: set up after a kill and by two at once, a script standing for Python and pip; the demo's port."""
 
 import os
 import shutil
+import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -37,6 +39,25 @@ def test_of_two_at_once_one_installs(project: Path) -> None:
     assert (project / "pip.log").read_text().split() == ["begun", "ended"] * 2, "once: pip itself, then the project"
     assert start_setup(project).wait(timeout=60) == 0
     assert len((project / "pip.log").read_text().split()) == 4
+
+
+def test_the_demo_tells_first_that_its_port_is_taken(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        environment = os.environ | {"PORT": port, "RUN": str(tmp_path / "run"), "PATH": path}
+        demo = subprocess.run(
+            ["bash", "train/demo.sh"],
+            cwd=ROOT,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+    assert (demo.returncode, demo.stdout) == (2, "")
+    assert demo.stderr.startswith(f"error: PORT={port}: something listens there already")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_package_whose_installation_was_killed_is_installed_again(project: Path) -> None:

@@ -5,9 +5,10 @@
 #   PRESET  short: a small town, minutes on two CPU cores; long: a medium one, trained for longer; tiny: to see that it runs
 #   RUN     where everything is written (runs/demo for the short one); a finished step found there is reused
 #   SERVE   1: open the chat at the end; 0: stop before it
+#   PORT    of the chat (7860)
 set -euo pipefail
 
-SEED=${SEED:-7} PRESET=${PRESET:-short} SERVE=${SERVE:-1}
+SEED=${SEED:-7} PRESET=${PRESET:-short} SERVE=${SERVE:-1} PORT=${PORT:-7860}
 if [ "$PRESET$SEED" = short7 ]; then RUN=${RUN:-runs/demo}; else RUN=${RUN:-runs/demo_${PRESET}_$SEED}; fi
 BASES=train/toy_base/models
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} DS_ACCELERATOR=${DS_ACCELERATOR:-cpu} HF_HUB_OFFLINE=1
@@ -18,6 +19,12 @@ case $PRESET in
   long) size=medium stage1=(--num_epochs 20) stage2=(--num_train_epochs 4) ;;
   *) echo "error: PRESET=$PRESET: allowed: short, long, tiny" >&2; exit 2 ;;
 esac
+
+# Told now and not after ten minutes.
+[ "$SERVE" = 0 ] || python -c 'import socket, sys; socket.create_server(("127.0.0.1", int(sys.argv[1])))' "$PORT" 2> /dev/null || {
+  echo "error: PORT=$PORT: something listens there already; name another one (make demo PORT=7861), or SERVE=0 for no chat" >&2
+  exit 2
+}
 
 started=$SECONDS
 free_port() { # so that two of these may run on one machine
@@ -62,4 +69,4 @@ step "evaluation" accelerate launch --multi_gpu --main_process_port "$(free_port
 printf '\nall steps: %d s\nreport: %s\n' "$((SECONDS - started))" "$RUN/evaluation/report.html"
 
 # 6. The chat, with photos of the town to try.
-[ "$SERVE" = 0 ] || exec python -m serve.chat --model "$RUN/stage2" --examples "$RUN/data"
+[ "$SERVE" = 0 ] || exec python -m serve.chat --port "$PORT" --model "$RUN/stage2" --examples "$RUN/data"
